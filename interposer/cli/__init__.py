@@ -1,0 +1,1 @@
+"""The commands `sanrun` and `sanctl`."""

@@ -1,0 +1,1 @@
+"""What happens between `sanrun CMD` and CMD: checks, the compiled table, the environment."""
