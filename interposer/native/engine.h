@@ -1,0 +1,45 @@
+/* The question to the policy engine and its answer. Owner: engine.c. Never called with a lock held, never in a child
+ * made by vfork; a thread inside an up-call bypasses all hooks (switch_guard). */
+#ifndef INTERPOSER_ENGINE_H
+#define INTERPOSER_ENGINE_H
+#include "endpoint.h"
+#include "table.h"
+
+#define RULE_DEFAULT 0xffffffffu       /* no rule matched: [defaults] */
+#define FUNCTION_NONE 0xffffffffu      /* reactive: ask for the whole decision */
+
+struct decision_request {
+    uint8_t role, family;              /* ROLE_*; AF_INET or AF_INET6 of the application's socket */
+    uint16_t reserved;
+    uint32_t function;                 /* the function of the rule that said "ask", or FUNCTION_NONE */
+    uint32_t rule;                     /* that rule, or RULE_DEFAULT */
+    struct endpoint local, remote;     /* zero where unknown */
+};
+
+struct verdict {
+    uint8_t action;                    /* ACTION_TCP or ACTION_SAN; ACTION_ASK only between flows.c and switch.c */
+    uint8_t otherwise;                 /* OTHERWISE_TCP or OTHERWISE_ERROR */
+    uint8_t providers[PROVIDERS_MAX];
+    uint16_t reason;                   /* why TCP */
+    uint32_t rule;                     /* index into the table, or RULE_DEFAULT */
+    uint32_t function;                 /* for ACTION_ASK */
+};
+
+/* Facts about this process, captured by lifecycle.c before main (programs wipe their environment later). Lists are
+ * NUL-separated and ended by an empty string. */
+struct process_facts {
+    const char *exe, *name, *arguments, *environment, *cgroups;
+    uint32_t user;
+};
+const struct process_facts *process_facts(void);
+
+/* Asks and fills *out in every case: where the engine cannot answer, ACTION_TCP with the reason. Keeps errno. `table`
+ * is the validated table of this process. */
+void engine_ask(const void *table, const struct decision_request *request, struct verdict *out);
+/* engine = "startup": starts the engine now. */
+void engine_start(const void *table);
+/* Fork protocol, called by lifecycle.c from its pthread_atfork handlers. */
+void engine_before_fork(void);
+void engine_after_fork_parent(void);
+void engine_after_fork_child(void);
+#endif

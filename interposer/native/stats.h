@@ -1,0 +1,48 @@
+/* What a process shows of itself: counters and one row per socket, in a memfd named "interposer" that is sealed against
+ * shrinking. `sanctl` opens it through /proc/PID/fd, so nothing is left behind. Written only by the owning process with
+ * relaxed atomics; a reader trusts nothing in it. The row of descriptor N is row N. Reader: interposer/diag/stats.py,
+ * held to this by tests/unit/test_layout.py. */
+#ifndef INTERPOSER_STATS_H
+#define INTERPOSER_STATS_H
+#include "endpoint.h"
+#include <stdatomic.h>
+
+#define STATS_MAGIC "SANSTATS"
+#define STATS_VERSION 1
+#define STATS_NAME "interposer"        /* the link reads /memfd:interposer (deleted) */
+#define STATS_PROVIDERS 8              /* index 0 is TCP */
+#define STATS_REASONS 64
+#define STATS_ROWS 65536
+#define STATS_RULE_SIZE 80
+
+enum { STATS_ENGINE_NOT_STARTED = 0, STATS_ENGINE_READY = 1, STATS_ENGINE_HELPER = 2, STATS_ENGINE_REFUSED = 3 };
+enum { ROW_FREE = 0, ROW_LISTEN = 1, ROW_CONNECT = 2, ROW_ACCEPT = 3 };
+
+struct stats_row {                     /* 192 bytes */
+    _Atomic uint32_t role;             /* ROW_*; written last, and 0 first */
+    uint32_t family;                   /* AF_INET or AF_INET6 */
+    uint32_t provider;                 /* PROVIDER_* that serves, 0 for TCP */
+    uint32_t reason;                   /* why TCP, 0 when on a SAN; a listener with a companion: 0 */
+    struct endpoint local, remote;     /* 24 bytes each; zero: not known, ask the kernel for descriptor N */
+    uint64_t inode;                    /* of the TCP socket that the application made, 0 for an accepted companion */
+    uint64_t started;                  /* CLOCK_REALTIME in nanoseconds */
+    char rule[STATS_RULE_SIZE];        /* "file:line", "defaults" or "" ; NUL-terminated */
+    uint64_t reserved;
+};
+
+struct stats_page {
+    char magic[8];
+    uint32_t version, pid;
+    uint32_t row_size, nrows;
+    uint32_t rows;                     /* offset of the first row in the memfd */
+    _Atomic uint32_t engine;           /* STATS_ENGINE_* */
+    _Atomic uint32_t engine_reason;    /* reason number when refused */
+    _Atomic uint32_t max_row;          /* highest row ever written */
+    uint64_t started;
+    uint64_t table_generation;
+    _Atomic uint64_t connections[STATS_PROVIDERS];   /* made or accepted since the start */
+    _Atomic uint64_t listeners[STATS_PROVIDERS];
+    _Atomic uint64_t reasons[STATS_REASONS];         /* fall-backs by reason number */
+    _Atomic uint64_t upcalls;
+};
+#endif
