@@ -1,7 +1,7 @@
 """Compiles libinterposer.so, which is preloaded, and the engine that it loads when it first needs Python.
 
-`python -m interposer.build` builds in place and only what changed; setuptools comes in through `BuildExt`. Both files get
-plain names inside the package, because paths to them stand in compiled tables and in environments.
+`python -m interposer.build` builds in place and only what changed; setuptools comes in through `BuildExt`. Both files
+get plain names inside the package, because paths to them stand in compiled tables and in environments.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 
 from setuptools.command.build_ext import build_ext
@@ -39,9 +40,10 @@ def native_sources() -> list[Path]:
 
 
 def hook_names() -> set[str]:
-    """The functions that hooks.def lists: the only symbols that the library may export."""
+    """The functions that hooks.def lists, and vfork: the only symbols that the library may export."""
     text = re.sub(r"/\*.*?\*/", "", (NATIVE / "hooks.def").read_text(), flags=re.DOTALL)
-    return {match.group(1) for match in re.finditer(r"^HOOK\w*\([^,()]*?,\s*(\w+)\s*,", text, re.MULTILINE)}
+    listed = {match.group(1) for match in re.finditer(r"^HOOK\([^,]*,\s*(\w+)\s*,", text, re.MULTILINE)}
+    return listed | {"vfork"}
 
 
 def build_all(package: Path, scratch: Path, *, verbose: bool = True) -> list[Path]:
@@ -131,9 +133,10 @@ def _build_engine(output: Path, verbose: bool) -> Path:
         return output
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
-    from interposer.policy import build_engine
-
-    build_engine.build(str(output))
+    try:
+        import_module("interposer.policy.build_engine").build(str(output))
+    except subprocess.CalledProcessError as error:
+        raise BuildError(f"the engine module does not compile:\n{error.stderr}") from None
     os.utime(output)
     if verbose:
         print(f"built {output}")

@@ -1,0 +1,78 @@
+"""What `sanrun --dry-run` prints: the environment, and the rules that apply to the program, in order."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+
+from interposer.launch.elf import Program
+from interposer.policy import table as layout
+from interposer.policy.engine import Facts, Table, section_applies
+from interposer.providers import NAMES
+
+ENGINES = ("inherit", "embedded", "startup", "helper", "reactive", "off")
+OTHERWISE = ("inherit", "tcp", "error")
+NAME_SIZE = 15
+"""Bytes of a program's name that the kernel keeps (/proc/self/comm)."""
+
+
+def report(
+    program: Program, command: Sequence[str], environ: Mapping[str, str], additions: Mapping[str, str], data: bytes
+) -> str:
+    """The text for one command; `data` is its compiled table."""
+    lines = [f"program: {shlex.join(command)}", f"executes: {program.path}"]
+    if program.binary != program.path:
+        lines.append(f"which runs: {program.binary}")
+    if program.obstacle:
+        lines.append(f"not interposed: {program.obstacle}; it runs on plain TCP")
+    if environ.get("INTERPOSER") == "off":
+        lines.append("not interposed: INTERPOSER=off")
+    lines += ["", "environment:", *(f"  {name}={value}" for name, value in additions.items())]
+    lines += ["", "rules, first match wins:"]
+    table = Table(data)
+    facts = _facts(program, command, environ)
+    engine = otherwise = 0
+    providers: tuple[int, ...] = ()
+    for section in table.sections:
+        if not section_applies(section, facts):
+            continue
+        engine, otherwise = engine or section.engine, otherwise or section.otherwise
+        providers = providers or section.providers
+        for rule in table.rules[section.first_rule : section.first_rule + section.nrules]:
+            lines.append(f"  {rule.file}:{rule.line}: {_rule(rule, table)}")
+    lines.append(f"  otherwise: {_providers(providers)}, else {OTHERWISE[otherwise]}; engine {ENGINES[engine]}")
+    return "\n".join(lines) + "\n"
+
+
+def _facts(program: Program, command: Sequence[str], environ: Mapping[str, str]) -> Facts:
+    arguments = list(command) if program.binary == program.path else [program.binary, program.path, *command[1:]]
+    try:
+        with open("/proc/self/cgroup", "rb") as file:
+            cgroups = tuple(line.rstrip(b"\n").split(b":", 2)[2] for line in file)
+    except OSError:
+        cgroups = ()
+    return Facts(
+        exe=os.fsencode(os.path.realpath(program.binary)),
+        name=os.fsencode(os.path.basename(program.path))[:NAME_SIZE],
+        arguments=tuple(map(os.fsencode, arguments)),
+        environment=tuple(os.fsencode(f"{name}={value}") for name, value in environ.items()),
+        cgroups=cgroups,
+        user=os.geteuid(),
+    )
+
+
+def _rule(rule: layout.Rule, table: Table) -> str:
+    roles = {layout.ROLE_LISTEN: "listen", layout.ROLE_CONNECT: "connect"}
+    role = roles.get(rule.role, "both")
+    if rule.action == layout.ACTION_ASK:
+        function = table.functions[rule.function]
+        return f"{role} -> python:{function.module}:{function.name}"
+    if rule.action == layout.ACTION_TCP:
+        return f"{role} -> tcp"
+    return f"{role} -> {_providers(rule.providers) if rule.providers else 'the providers below'}"
+
+
+def _providers(numbers: Sequence[int]) -> str:
+    names = {number: name for name, number in NAMES.items()}
+    return ", ".join(names.get(number, str(number)) for number in numbers) or "tcp"

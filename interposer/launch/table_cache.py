@@ -1,0 +1,178 @@
+"""Compiled tables between starts: a policy is read again only when something that went into its table has changed.
+
+On a hit nothing is imported that a starting interpreter has not loaded, but for small modules of our own.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import zlib
+
+import interposer
+from interposer.config import locate
+from interposer.config.problems import PolicyError
+from interposer.launch import runtime
+from interposer.launch.environment import ENGINE, PACKAGE
+from interposer.policy import table as layout
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from interposer.config.model import LoadedPolicy
+
+
+__all__ = ["Cached", "Choice", "NoEngine", "PolicyError", "choose", "fetch", "helper_address", "key", "path", "preview"]
+
+
+class NoEngine(Exception):
+    """The policy needs the Python engine, and it cannot run; the message says why and what to do."""
+
+
+class Choice:
+    """What decides which table a program gets: the policy's files and the options that change their meaning."""
+
+    __slots__ = ("files", "path_option", "providers", "require")
+
+    def __init__(self, path_option: str | None, files: Sequence[str], providers: Sequence[str], require: bool) -> None:
+        self.path_option = path_option
+        self.files = list(files)
+        self.providers = list(providers)
+        self.require = require
+
+
+class Cached:
+    """A table on disk. `warnings` are of the policy, known only when it was compiled just now."""
+
+    __slots__ = ("data", "path", "warnings")
+
+    def __init__(self, path: str, data: bytes, warnings: Sequence[str] = ()) -> None:
+        self.path = path
+        self.data = data
+        self.warnings = warnings
+
+
+def choose(path_option: str | None, environ: Mapping[str, str], providers: Sequence[str], require: bool) -> Choice:
+    """Finds the policy files. Raises PolicyError where one that was asked for by name is not there."""
+    return Choice(path_option, locate.locate(path_option, environ), providers, require)
+
+
+def key(choice: Choice) -> str:
+    """A text that differs whenever the table would."""
+    return "\n".join(
+        (
+            f"{interposer.__version__} {sys.version_info[:3]} {sys.base_prefix}",
+            _stamp(f"{PACKAGE}/config/compile.py"),  # a newer checkout under the same version
+            f"providers={','.join(choice.providers)} require={choice.require}",
+            locate.stamp(choice.files),
+        )
+    )
+
+
+def path(directory: str, choice: Choice) -> str:
+    """Stays the same while the policy's text changes, so that a reload reaches the programs that run by it."""
+    scope = choice.files[0] if choice.files else ""
+    text = "\n".join((PACKAGE, sys.base_prefix, scope, ",".join(choice.providers), str(choice.require)))
+    return f"{directory}/table-{_digest(text)}"
+
+
+def fetch(choice: Choice, environ: Mapping[str, str], *, fresh: bool = False) -> Cached:
+    """The table for a choice, from the cache unless `fresh`. Raises PolicyError, Refused and NoEngine."""
+    place = path(runtime.directory(environ), choice)
+    wanted = key(choice)
+    if not fresh:
+        data = runtime.read(place)
+        if data is not None and _sound(data) and layout.key_of(data) == wanted:
+            return Cached(place, data)
+    loaded, data = compile_choice(choice, environ, helper=helper_address(place), wanted=wanted)
+    runtime.write(place, data)
+    return Cached(place, data, [str(problem) for problem in loaded.warnings])
+
+
+def preview(choice: Choice, environ: Mapping[str, str]) -> Cached:
+    """The table that `fetch` would make; nothing is written. Raises as `fetch` does."""
+    place = path(runtime.directory(environ), choice)
+    loaded, data = compile_choice(choice, environ, helper=helper_address(place), wanted=key(choice))
+    return Cached(place, data, [str(problem) for problem in loaded.warnings])
+
+
+def compile_choice(
+    choice: Choice, environ: Mapping[str, str], *, helper: str, wanted: str
+) -> tuple[LoadedPolicy, bytes]:
+    """Reads and compiles the policy. Raises PolicyError and NoEngine."""
+    from interposer import config
+    from interposer.config.compile import compile_policy
+    from interposer.launch import libpython
+
+    loaded = config.load(choice.path_option, environ)
+    library = libpython.find()
+    data = compile_policy(
+        loaded.policy,
+        libpython=library,
+        python_home=libpython.python_home(),
+        search_path=libpython.search_path(),
+        engine_module=ENGINE,
+        helper=helper,
+        key=wanted,
+        providers_override=choice.providers,
+        require=choice.require,
+    )
+    if wants_engine(data):
+        if not library:
+            version = f"{sys.version_info.major}.{sys.version_info.minor}"
+            raise NoEngine(
+                f"the policy asks Python, but no libpython{version} was found for {sys.base_prefix}; install it "
+                f"(Debian: apt install libpython{version}), or take functions and `engine` out of the policy"
+            )
+        if not os.path.exists(ENGINE):
+            raise NoEngine(f"the policy asks Python, but {ENGINE} does not exist; build it (tools/build) or reinstall")
+    return loaded, data
+
+
+def wants_engine(data: bytes) -> bool:
+    """Whether some program under this table may ask Python."""
+    return wants_helper(data) or layout.ENGINE_STARTUP in _engines(data)
+
+
+def wants_helper(data: bytes) -> bool:
+    """Whether some program under this table may ask the helper process."""
+    return _functions(data) > 0 or bool(_engines(data) & {layout.ENGINE_HELPER, layout.ENGINE_REACTIVE})
+
+
+def helper_address(table_path: str) -> str:
+    """The abstract address of the helper process that serves a table; derived, so that it can stand in a cached one."""
+    return f"interposer-helper/{os.geteuid()}/{_digest(table_path)}"
+
+
+def _functions(data: bytes) -> int:
+    return int(layout.HEADER.unpack_from(data)[13])
+
+
+def _engines(data: bytes) -> set[int]:
+    header = layout.HEADER.unpack_from(data)
+    first, count = header[6], header[7]
+    return {layout.SECTION.unpack_from(data, first + i * layout.SECTION.size)[6] for i in range(count)}
+
+
+def _sound(data: bytes) -> bool:
+    if len(data) < layout.HEADER.size:
+        return False
+    return bool(layout.HEADER.unpack_from(data)[3] == zlib.crc32(memoryview(data)[layout.HEADER.size :]))
+
+
+def _stamp(path: str) -> str:
+    try:
+        return str(os.stat(path).st_mtime_ns)
+    except OSError:
+        return "-"
+
+
+def _digest(text: str) -> str:
+    # hashlib would load OpenSSL, 3 ms at every start.
+    try:
+        from _sha256 import sha256
+    except ImportError:
+        from _sha2 import sha256
+    digest: str = sha256(os.fsencode(text)).hexdigest()
+    return digest[:32]
