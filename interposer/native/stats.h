@@ -1,7 +1,7 @@
 /* What a process shows of itself: counters and one row per socket, in a memfd named "interposer" that is sealed against
  * shrinking. `sanctl` opens it through /proc/PID/fd, so nothing is left behind. Written only by the owning process with
  * relaxed atomics; a reader trusts nothing in it. The row of descriptor N is row N. Reader: interposer/diag/stats.py,
- * held to this by tests/unit/test_layout.py. */
+ * held to this by tests/unit/test_stats.py. */
 #ifndef INTERPOSER_STATS_H
 #define INTERPOSER_STATS_H
 #include "endpoint.h"
@@ -13,7 +13,7 @@
 #define STATS_PROVIDERS 8              /* index 0 is TCP */
 #define STATS_REASONS 64
 #define STATS_ROWS 65536
-#define STATS_RULE_SIZE 80
+#define STATS_RULE_SIZE 96
 
 enum { STATS_ENGINE_NOT_STARTED = 0, STATS_ENGINE_READY = 1, STATS_ENGINE_HELPER = 2, STATS_ENGINE_REFUSED = 3 };
 enum { ROW_FREE = 0, ROW_LISTEN = 1, ROW_CONNECT = 2, ROW_ACCEPT = 3 };
@@ -26,8 +26,8 @@ struct stats_row {                     /* 192 bytes */
     struct endpoint local, remote;     /* 24 bytes each; zero: not known, ask the kernel for descriptor N */
     uint64_t inode;                    /* of the TCP socket that the application made, 0 for an accepted companion */
     uint64_t started;                  /* CLOCK_REALTIME in nanoseconds */
-    char rule[STATS_RULE_SIZE];        /* "file:line", "defaults" or "" ; NUL-terminated */
-    uint64_t reserved;
+    char rule[STATS_RULE_SIZE];        /* "file:line", "defaults" or ""; NUL-terminated; a long path loses its front */
+    uint64_t reserved[2];
 };
 
 struct stats_page {
@@ -45,4 +45,22 @@ struct stats_page {
     _Atomic uint64_t reasons[STATS_REASONS];         /* fall-backs by reason number */
     _Atomic uint64_t upcalls;
 };
+
+/* All of these may be called from any thread, a signal handler or a forked child, keep errno, and do nothing where the
+ * page cannot be had. The first write makes the page. A child of vfork shares its parent's page and must not call them. */
+void stats_row_set(int fd, uint32_t role, int family, uint32_t provider, uint32_t reason, const struct endpoint *local,
+                   const struct endpoint *remote, uint64_t inode, const char *rule);
+void stats_row_clear(int fd);
+void stats_row_copy(int from, int to);
+void stats_connection(uint32_t provider);
+void stats_listener(uint32_t provider);
+void stats_reason(uint32_t reason);
+void stats_upcall(void);
+void stats_engine(uint32_t state, uint32_t reason);   /* inherited by forked children */
+void stats_generation(uint64_t generation);           /* makes no page; inherited by forked children */
+/* For pthread_atfork's child handler. A child made without it (raw clone) finds out by itself. */
+void stats_after_fork_child(void);
+/* `rewrite` is called, with no lock held, each time that a forked child has made its own page, to write the rows of the
+ * sockets that it inherited. */
+void stats_on_new_page(void (*rewrite)(void));
 #endif

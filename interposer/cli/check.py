@@ -1,0 +1,31 @@
+"""`sanctl check`: says everything that is wrong with a policy, as file:line: message, and what deserves a look."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from interposer import config
+from interposer.cli.output import PROBLEM
+from interposer.config.problems import PolicyError, Problem
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", nargs="?", help="the policy; else the one that sanrun would read")
+
+
+def run(options: argparse.Namespace) -> int:
+    try:
+        loaded = config.load(options.file, os.environ)
+    except PolicyError as error:
+        for problem in error.problems:
+            print(problem)
+        return PROBLEM
+    for warning in loaded.warnings:
+        print(Problem(warning.file, warning.line, f"warning: {warning.message}", warning.hint))
+    if loaded.files:
+        rules = len(loaded.policy.all_rules())
+        print(f"{', '.join(loaded.files)}: {rules} {'rule' if rules == 1 else 'rules'}, no errors")
+    else:
+        print("there is no policy file: the built-in defaults hold (unix on this machine, TCP elsewhere)")
+    return 0
