@@ -1,0 +1,84 @@
+"""Where the policy files are. Never in the working directory: only a path that the user wrote is relative to it.
+
+Imports os alone, because the launcher runs this on every start.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from interposer.config.problems import PolicyError, Problem
+
+SYSTEM_FILE = "/etc/interposer/policy.toml"
+
+
+def locate(path_option: str | None, environ: Mapping[str, str]) -> list[str]:
+    """The policy files in the order in which they are read; empty where there is none, so the built-in default holds.
+
+    `path_option` is --policy. The first place with a file wins: --policy, $INTERPOSER_POLICY,
+    $XDG_CONFIG_HOME/interposer/policy.toml, /etc/interposer/policy.toml. Beside it, policy.d/*.toml follow, sorted.
+    Raises PolicyError where a file that was asked for by name is not there.
+    """
+    if path_option is not None:
+        return _named(os.path.abspath(path_option) if path_option else "", "--policy", path_option)
+    named = environ.get("INTERPOSER_POLICY", "")
+    if named:
+        if not os.path.isabs(named):
+            raise PolicyError(
+                [Problem("", 0, f"INTERPOSER_POLICY={named} is not an absolute path", "write the path from / on")]
+            )
+        return _named(named, "INTERPOSER_POLICY", named)
+    for path in (os.path.join(_config_home(environ), "interposer", "policy.toml"), SYSTEM_FILE):
+        files = [path] if os.path.isfile(path) else []
+        files += _drop_ins(path)
+        if files:
+            return files
+    return []
+
+
+def stamp(files: list[str]) -> str:
+    """A text that changes whenever one of the files does: the launcher's cache key for a policy."""
+    parts = []
+    for path in files:
+        try:
+            status = os.stat(path)
+        except OSError:
+            parts.append(f"{path}\t-")
+        else:
+            parts.append(f"{path}\t{status.st_ino}\t{status.st_size}\t{status.st_mtime_ns}\t{status.st_ctime_ns}")
+    return "\n".join(parts)
+
+
+def _named(path: str, source: str, given: str) -> list[str]:
+    if not os.path.isfile(path):
+        what = "does not exist" if not os.path.exists(path) else "is not a file"
+        raise PolicyError([Problem("", 0, f"{source}: the policy file {given!r} {what}", "name a TOML file")])
+    return [path, *_drop_ins(path)]
+
+
+def _drop_ins(path: str) -> list[str]:
+    folder = os.path.join(os.path.dirname(path), "policy.d")
+    try:
+        names = sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except PermissionError:
+        raise PolicyError([Problem(folder, 0, "the directory cannot be read", "make it readable")]) from None
+    found = [os.path.join(folder, name) for name in names if name.endswith(".toml") and not name.startswith(".")]
+    return [name for name in found if os.path.isfile(name)]
+
+
+def _config_home(environ: Mapping[str, str]) -> str:
+    home = environ.get("XDG_CONFIG_HOME", "")
+    if os.path.isabs(home):
+        return home
+    home = environ.get("HOME", "")
+    if not os.path.isabs(home):
+        import pwd
+
+        try:
+            home = pwd.getpwuid(os.getuid()).pw_dir
+        except KeyError:
+            home = "/"
+    return os.path.join(home, ".config")
