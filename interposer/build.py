@@ -25,7 +25,7 @@ LIBRARY = "libinterposer.so"
 ENGINE = "libinterposer-engine.so"
 
 COMPILE_FLAGS = (
-    *("-std=gnu11", "-O2", "-g", "-fPIC", "-fvisibility=hidden", "-fno-semantic-interposition"),
+    *("-std=gnu11", "-D_GNU_SOURCE", "-O2", "-g", "-fPIC", "-fvisibility=hidden", "-fno-semantic-interposition"),
     *("-ftls-model=initial-exec", "-Wall", "-Wextra", "-Werror"),
 )
 LINK_FLAGS = ("-shared", "-Wl,-z,now", "-Wl,-z,relro", "-Wl,-z,nodelete", "-Wl,--no-undefined")

@@ -34,8 +34,8 @@ machine allow it. CMD keeps this process: pid, signals and exit status are its o
   --policy FILE    read this policy; else $INTERPOSER_POLICY, else
                    $XDG_CONFIG_HOME/interposer/policy.toml, else
                    /etc/interposer/policy.toml, each with policy.d/*.toml beside it
-  --provider LIST  use these providers, comma-separated and in this order, where the
-                   policy says SAN without naming any
+  --provider LIST  use these providers, comma-separated and in this order, instead of
+                   those that the policy names; "tcp" alone means none
   --require        no SAN, no connection: whatever cannot be on a SAN fails
   --dry-run        print what would be set and which rules apply, and stop
   --log FILE       append what the library notices to FILE
@@ -114,10 +114,13 @@ def _set_value(options: Options, name: str, value: str) -> None:
         from interposer.providers import NAMES
 
         options.providers = [word.strip() for word in value.split(",")]
+        if options.providers == ["tcp"]:
+            return
         for word in options.providers:
             if word not in NAMES:
-                nearest = _nearest(word, NAMES)
-                raise Failure(f"--provider: unknown provider {word!r}{nearest}; known are: {', '.join(NAMES)}")
+                nearest = _nearest(word, [*NAMES, "tcp"])
+                known = ", ".join(NAMES)
+                raise Failure(f"--provider: unknown provider {word!r}{nearest}; known are: {known}, or tcp alone")
 
 
 def _set_flag(options: Options, name: str) -> None:

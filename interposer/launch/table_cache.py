@@ -115,7 +115,7 @@ def compile_choice(
         engine_module=ENGINE,
         helper=helper,
         key=wanted,
-        providers_override=choice.providers,
+        providers_override=choice.providers or None,
         require=choice.require,
     )
     if wants_engine(data):
