@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import looks
+import pytest
+import servers
+from programs import LOOPBACK, Policy, Program, Programs
+
+SERVERS = {"http.server": servers.http_server, "nginx": servers.nginx}
+
+
+def curl(apps: Programs, policy: Policy | None, port: int) -> Program:
+    """Fetches `large` into a pipe. As long as nobody reads the pipe, the connection stays."""
+    url = f"http://{LOOPBACK}:{port}/large"
+    return apps.start(["curl", "--silent", "--show-error", "--fail", url], policy, pipes=True)
+
+
+def same(client: Program, site: Path) -> bool:
+    return hashlib.sha256(client.finish()).digest() == hashlib.sha256((site / "large").read_bytes()).digest()
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_curl_is_on_the_san(apps: Programs, site: Path, policy: Policy, server: str) -> None:
+    """P1, P5, P8, S2, S15, S21, O2: curl and an HTTP server use the SAN under each kind of policy, and the engine runs
+    where the policy asks for it."""
+    port = apps.port()
+    serving = SERVERS[server](apps, policy, port, site)
+    client = curl(apps, policy, port)
+    looks.on_san(port, client, serving)
+    looks.engine(client, policy)
+    looks.engine(serving, policy, python=server == "http.server")
+    assert same(client, site)
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_plain_curl_to_interposed_server(apps: Programs, site: Path, policy: Policy, server: str) -> None:
+    """S21, S22, O1: a client that comes by TCP is served by TCP, and the server says why."""
+    port = apps.port()
+    serving = SERVERS[server](apps, policy, port, site)
+    client = curl(apps, None, port)
+    looks.on_tcp(port, client, serving)
+    assert same(client, site)
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_interposed_curl_to_plain_server(apps: Programs, site: Path, policy: Policy, server: str) -> None:
+    """S7, S18, O1: a server that is not interposed is reached by TCP, and the client says why."""
+    port = apps.port()
+    serving = SERVERS[server](apps, None, port, site)
+    client = curl(apps, policy, port)
+    looks.on_tcp(port, client, serving)
+    assert same(client, site)
+
+
+def test_both_kinds_of_client_at_once(apps: Programs, site: Path, plain: Policy) -> None:
+    """S5, S21: one listening descriptor serves a TCP client and a SAN client at the same time."""
+    port = apps.port()
+    servers.nginx(apps, plain, port, site)
+    clients = [curl(apps, None, port), curl(apps, plain, port)]
+    assert [same(client, site) for client in clients] == [True, True]
+
+
+def test_nobody_listens(apps: Programs, plain: Policy) -> None:
+    """S18, T12: curl's own exit status for a refused connection is the same as on TCP."""
+    port = apps.port()
+    for policy in (plain, None):
+        client = curl(apps, policy, port)
+        client.popen.wait(10)
+        assert client.popen.returncode == 7, client.said()
