@@ -1,0 +1,447 @@
+"""sanrun as its users meet it: a prefix that changes nothing but the transport, and that fails in clear words."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+PYTHON = sys.executable
+SANRUN = str(Path(PYTHON).parent / "sanrun")
+PACKAGE = Path(__file__).resolve().parents[2] / "interposer"
+LIBRARY = str(PACKAGE / "libinterposer.so")
+NOBODY = 65534
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    """An environment in which no policy and no run-time file of this machine's user counts."""
+    run = tmp_path / "run"
+    run.mkdir()
+    return {
+        "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
+        "HOME": str(tmp_path),
+        "LANG": "C.UTF-8",
+        "XDG_RUNTIME_DIR": str(run),
+        "XDG_CONFIG_HOME": str(tmp_path / "config"),
+    }
+
+
+@pytest.fixture
+def sanrun(environ: dict[str, str]) -> Run:
+    """Runs sanrun with these words; keyword arguments are environment variables."""
+
+    def run(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [SANRUN, *words], env={**environ, **variables}, capture_output=True, text=True, timeout=30, check=False
+        )
+
+    return run
+
+
+@pytest.fixture
+def policy(tmp_path: Path) -> Callable[[str], str]:
+    def write(text: str) -> str:
+        path = tmp_path / "policy.toml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """Builds a C source with the given compiler and flags."""
+    place = tmp_path_factory.mktemp("compiled")
+
+    def build(name: str, source: str, *command: str) -> str:
+        output = place / name
+        if not output.exists():
+            (place / f"{name}.c").write_text(source)
+            subprocess.run([*command, "-o", output, place / f"{name}.c"], check=True, timeout=60)
+        return str(output)
+
+    return build
+
+
+def without_sanrun(*words: str, env: Mapping[str, str]) -> str:
+    return subprocess.run(list(words), env=dict(env), capture_output=True, text=True, timeout=30, check=True).stdout
+
+
+# What the program gets
+
+
+@pytest.mark.parametrize("status", [0, 1, 7, 255])
+def test_exit_status_is_the_programs(sanrun: Run, status: int) -> None:
+    """X8: sanrun is gone by the time the program ends."""
+    assert sanrun("sh", "-c", f"exit {status}").returncode == status
+
+
+def test_death_by_signal_is_the_programs(sanrun: Run) -> None:
+    """X8: a killed program looks killed."""
+    assert sanrun("sh", "-c", "kill -KILL $$").returncode == -signal.SIGKILL
+
+
+def test_pid_is_the_programs(environ: dict[str, str]) -> None:
+    """X8: who starts sanrun can signal the program."""
+    words = [SANRUN, "sh", "-c", "echo $$; exec sleep 30"]
+    process = subprocess.Popen(words, env=environ, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    with process:
+        assert int(process.stdout.readline()) == process.pid
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=10) == -signal.SIGTERM
+
+
+def test_signal_dispositions_are_the_defaults(sanrun: Run, environ: dict[str, str]) -> None:
+    """X8: Python ignores SIGPIPE and SIGXFSZ, and that must not reach the program."""
+    look = ("grep", "-E", "^Sig(Blk|Ign|Cgt)", "/proc/self/status")
+    assert sanrun(*look).stdout == without_sanrun(*look, env=environ)
+
+
+def test_environment_gains_ours_and_loses_nothing(sanrun: Run, environ: dict[str, str]) -> None:
+    """X8: exported shell functions, and no LC_CTYPE that Python invents in the C locale."""
+    given = {**environ, "BASH_FUNC_f%%": "() { :; }", "ODD": "a=b\nc", "EMPTY": ""}
+    del given["LANG"]
+    before = set(without_sanrun("env", "-0", env=given).split("\0"))
+    after = subprocess.run([SANRUN, "env", "-0"], env=given, capture_output=True, text=True, timeout=30, check=True)
+    gained = set(after.stdout.split("\0")) - before
+    assert before <= set(after.stdout.split("\0"))
+    assert {variable.partition("=")[0] for variable in gained} == {"LD_PRELOAD", "INTERPOSER_TABLE"}
+
+
+def test_arguments_arrive_byte_for_byte(environ: dict[str, str]) -> None:
+    """X8: in the C locale, with bytes that are no UTF-8, with words that look like options."""
+    words = [b"\xff\xfe", "ä".encode(), b"", b"--help", b"a b", b"--"]
+    for locale in ("C", "C.UTF-8"):
+        result = subprocess.run(
+            [SANRUN.encode(), b"--", b"printf", b"%s\\0", *words],
+            env={**environ, "LC_ALL": locale}, capture_output=True, timeout=30, check=True,
+        )  # fmt: skip
+        assert result.stdout.split(b"\0")[:-1] == words
+
+
+def test_no_descriptor_is_left_open(sanrun: Run) -> None:
+    """X8: the program's first descriptor is 3, as always."""
+    assert sanrun("ls", "/proc/self/fd").stdout.split() == ["0", "1", "2", "3"]
+
+
+def test_options_end_where_the_command_begins(sanrun: Run) -> None:
+    """X8: the command's options are its own."""
+    assert sanrun("printf", "%s", "--version").stdout == "--version"
+    assert sanrun("-v", "--", "printf", "%s", "--require").stdout == "--require"
+
+
+def interposed(*words: str) -> tuple[str, ...]:
+    """A command that runs `words` with the maps of the last one as output."""
+    return (*words, "grep -q libinterposer.so /proc/self/maps && echo in")
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+def test_children_of_shells_are_interposed(sanrun: Run, shell: str) -> None:
+    """X8, P3: prefixing works through shells."""
+    assert sanrun(*interposed(shell, "-c")).stdout == "in\n"
+
+
+@pytest.mark.parametrize("first_line", ["#!/bin/sh\n", "#!/usr/bin/env sh\n", ""])
+def test_scripts_are_interposed(sanrun: Run, tmp_path: Path, first_line: str) -> None:
+    """X8, P3: with and without an interpreter line, found by path and by PATH."""
+    script = tmp_path / "script"
+    script.write_text(f"{first_line}grep -q libinterposer.so /proc/self/maps && echo in $1\n")
+    script.chmod(0o755)
+    assert sanrun(str(script), "x").stdout == "in x\n"
+    assert sanrun("script", "y", PATH=f"{tmp_path}:/usr/bin:/bin").stdout == "in y\n"
+
+
+def test_other_preloads_stack(sanrun: Run, compiled: Callable[..., str]) -> None:
+    """X8: what was in LD_PRELOAD still works, through a nested sanrun too."""
+    other = compiled("other.so", "int getuid(void) { return 4242; }\n", "gcc", "-shared", "-fPIC")
+    assert sanrun("id", "-ru", LD_PRELOAD=other).stdout == "4242\n"
+    nested = sanrun(SANRUN, "sh", "-c", "id -ru; echo $LD_PRELOAD", LD_PRELOAD=other)
+    assert nested.stdout == f"4242\n{LIBRARY}:{other}\n"
+
+
+def test_kill_switch_runs_the_program_plainly(sanrun: Run) -> None:
+    """X7: no policy is read, nothing is set, whatever else is wrong."""
+    result = sanrun("--policy", "/no/such/file", "env", INTERPOSER="off", XDG_RUNTIME_DIR="/no/such/place")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "LD_PRELOAD" not in result.stdout
+    assert "INTERPOSER_TABLE" not in result.stdout
+
+
+def test_log_reaches_the_program_as_an_absolute_path(sanrun: Run, tmp_path: Path) -> None:
+    """O3: what the library notices goes to the log, never to the program's output."""
+    log = tmp_path / "log"
+    assert sanrun("--log", str(log), "sh", "-c", "echo $INTERPOSER_LOG").stdout == f"{log}\n"
+    assert log.stat().st_mode & 0o777 == 0o600
+
+
+def test_version_and_help(sanrun: Run) -> None:
+    """O4: on stdout, with success."""
+    assert sanrun("--version").stdout.startswith("sanrun 0.")
+    for word in ("--help", "-h"):
+        result = sanrun(word)
+        assert (result.returncode, result.stderr) == (0, "")
+        assert "usage: sanrun" in result.stdout
+
+
+def test_dry_run_shows_and_starts_nothing(sanrun: Run, policy: Callable[[str], str], tmp_path: Path) -> None:
+    """P3, O4: which sections and rules apply, with their places; other programs' sections do not."""
+    path = policy(
+        'version = 1\n[[process]]\nexe = "touch"\n  [[process.rule]]\n  role = "listen"\n  use = ["unix"]\n'
+        '[[process]]\nexe = "other"\n  [[process.rule]]\n  role = "listen"\n  use = "tcp"\n'
+        '[[rule]]\nrole = "connect"\nremote = "10.0.0.0/8"\nuse = "tcp"\n'
+    )
+    result = sanrun("--policy", path, "--dry-run", "touch", str(tmp_path / "touched"))
+    assert result.returncode == 0, result.stderr
+    assert not (tmp_path / "touched").exists()
+    assert f"LD_PRELOAD={LIBRARY}" in result.stdout
+    assert f"{path}:4: listen -> unix" in result.stdout
+    assert f"{path}:9" not in result.stdout
+    assert f"{path}:12: connect -> tcp" in result.stdout
+    assert not list(Path(tmp_path / "run").glob("interposer/table-*"))
+
+
+# What cannot be interposed
+
+LOOK = """\
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+int main(void) {
+    const char *preload = getenv("LD_PRELOAD");
+    puts(preload && strstr(preload, "interposer") ? "set" : "unset");
+}
+"""
+
+
+def expect_obstacle(sanrun: Run, program: str, words: str, preload: str) -> None:
+    result = sanrun(program)
+    assert (result.returncode, result.stdout) == (0, f"{preload}\n")
+    assert words in result.stderr
+    assert "runs on plain TCP" in result.stderr
+    strict = sanrun("--require", program)
+    assert (strict.returncode, strict.stdout) == (125, "")
+    assert words in strict.stderr
+
+
+def test_static_program(sanrun: Run, compiled: Callable[..., str]) -> None:
+    """O4, T14: said before the start; its children may still be interposed."""
+    expect_obstacle(sanrun, compiled("static", LOOK, "gcc", "-static"), "statically linked", "set")
+
+
+def test_musl_program(sanrun: Run, compiled: Callable[..., str]) -> None:
+    """O4, T14: said before the start; a glibc preload never reaches its loader."""
+    expect_obstacle(sanrun, compiled("musl", LOOK, "musl-gcc"), "musl", "unset")
+
+
+@pytest.mark.parametrize(("mode", "word"), [(0o4755, "setuid"), (0o2755, "setgid")])
+def test_privileged_program(sanrun: Run, compiled: Callable[..., str], tmp_path: Path, mode: int, word: str) -> None:
+    """X3, O4: not even for root, whom the loader would let preload into one."""
+    path = tmp_path / word
+    shutil.copy(compiled("look", LOOK, "gcc"), path)
+    path.chmod(mode)
+    expect_obstacle(sanrun, str(path), word, "unset")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="setcap needs root")
+def test_program_with_capabilities(sanrun: Run, compiled: Callable[..., str], tmp_path: Path) -> None:
+    """X3, O4: file capabilities count as privilege."""
+    path = tmp_path / "capable"
+    shutil.copy(compiled("look", LOOK, "gcc"), path)
+    subprocess.run(["/sbin/setcap", "cap_net_bind_service+ep", path], check=True, timeout=10)
+    expect_obstacle(sanrun, str(path), "file capabilities", "unset")
+
+
+def test_program_of_another_architecture(sanrun: Run, tmp_path: Path) -> None:
+    """O4: said before the start, which the kernel then refuses."""
+    path = tmp_path / "foreign"
+    image = bytearray(Path("/bin/true").read_bytes())
+    image[18:20] = (183).to_bytes(2, "little")
+    path.write_bytes(image)
+    path.chmod(0o755)
+    result = sanrun(str(path))
+    assert result.returncode == 126
+    assert "aarch64, not x86-64" in result.stderr
+    assert sanrun("--require", str(path)).returncode == 125
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "no command"),
+        (("--",), "no command"),
+        (("--polcy", "x", "true"), "perhaps you mean --policy"),
+        (("--require=yes", "true"), "--require takes no value"),
+        (("--policy",), "--policy wants a value"),
+        (("--log=", "true"), "--log wants a value"),
+        (("-x", "true"), "unknown option -x"),
+        (("--provider", "unxi", "true"), "perhaps you mean unix"),
+        (("--policy", "/no/such/policy.toml", "true"), "/no/such/policy.toml"),
+        (("--log", "/no/such/place/log", "true"), "--log: cannot write /no/such/place/log"),
+    ],
+)
+def test_bad_options(sanrun: Run, words: tuple[str, ...], message: str) -> None:
+    """O4: nothing is started, 125, and the word that was meant."""
+    result = sanrun(*words)
+    assert (result.returncode, result.stdout) == (125, "")
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_bad_policy_lists_every_problem(sanrun: Run, policy: Callable[[str], str]) -> None:
+    """P4: each with file, line and the nearest valid word; the program does not start."""
+    path = policy('version = 1\n[defaults]\nprovders = ["unix"]\n[[rule]]\nrole = "listn"\nuse = "tcp"\n')
+    result = sanrun("--policy", path, "echo", "started")
+    assert (result.returncode, result.stdout) == (125, "")
+    assert f"{path}:3: " in result.stderr
+    assert "providers" in result.stderr
+    assert f"{path}:5: " in result.stderr
+    assert "listen" in result.stderr
+
+
+def test_policy_warnings_come_once_and_when_asked_for(sanrun: Run, policy: Callable[[str], str]) -> None:
+    """P4: at the first start after a change, and with -v."""
+    path = policy(
+        'version = 1\n[[rule]]\nrole = "connect"\nremote = "10.0.0.0/8:80"\nuse = "tcp"\n'
+        '[[rule]]\nrole = "connect"\nremote = "10.1.0.0/16"\nuse = ["unix"]\n'
+    )
+    assert f"warning: {path}:" in sanrun("--policy", path, "true").stderr
+    assert sanrun("--policy", path, "true").stderr == ""
+    assert f"warning: {path}:" in sanrun("-v", "--policy", path, "true").stderr
+
+
+def test_policy_is_found_by_variable_and_by_place(sanrun: Run, policy: Callable[[str], str], tmp_path: Path) -> None:
+    """P4: $INTERPOSER_POLICY, then $XDG_CONFIG_HOME; never the working directory."""
+    path = policy('version = 1\n[[rule]]\nrole = "both"\nuse = "tcp"\n')
+    assert f"{path}:2:" in sanrun("--dry-run", "true", INTERPOSER_POLICY=path).stdout
+    assert f"{path}:2:" not in sanrun("--dry-run", "true").stdout
+    place = tmp_path / "config" / "interposer"
+    place.mkdir(parents=True)
+    shutil.copy(path, place)
+    assert f"{place}/policy.toml:2:" in sanrun("--dry-run", "true").stdout
+
+
+@pytest.mark.parametrize(
+    ("program", "status", "message"),
+    [
+        ("no-such-program", 127, "no-such-program: not found in PATH"),
+        ("/no/such/program", 127, "/no/such/program: no such file"),
+        ("", 127, "empty"),
+        ("/tmp", 126, "/tmp is a directory"),
+        ("/etc/passwd", 126, "not executable"),
+    ],
+)
+def test_programs_that_cannot_run(sanrun: Run, program: str, status: int, message: str) -> None:
+    """O4: 126 and 127 as shells have it."""
+    result = sanrun("--", program)
+    assert result.returncode == status
+    assert message in result.stderr
+
+
+def test_script_with_a_missing_interpreter(sanrun: Run, tmp_path: Path) -> None:
+    """O4: the kernel would say that the script does not exist."""
+    path = tmp_path / "script"
+    path.write_text("#!/no/such/interpreter\n")
+    path.chmod(0o755)
+    result = sanrun(str(path))
+    assert result.returncode == 127
+    assert "/no/such/interpreter" in result.stderr
+
+
+def spoil_by_link(run: Path) -> None:
+    (run / "interposer").symlink_to("/tmp")
+
+
+def spoil_by_mode(run: Path) -> None:
+    (run / "interposer").mkdir()
+    (run / "interposer").chmod(0o777)
+
+
+def spoil_by_absence(run: Path) -> None:
+    run.rmdir()
+
+
+@pytest.mark.parametrize("spoil", [spoil_by_link, spoil_by_mode, spoil_by_absence])
+def test_unusable_run_time_directory(sanrun: Run, tmp_path: Path, spoil: Callable[[Path], None]) -> None:
+    """X3, O4: refused with place and remedy."""
+    spoil(tmp_path / "run")
+    result = sanrun("echo", "started")
+    assert (result.returncode, result.stdout) == (125, "")
+    assert str(tmp_path / "run" / "interposer") in result.stderr
+    assert "XDG_RUNTIME_DIR" in result.stderr or "chmod" in result.stderr
+
+
+@pytest.fixture
+def copied(tmp_path: Path, environ: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs sanrun from a copy of the package's Python files in `place`, where nothing is built."""
+
+    def run(place: str, *words: str, before: str = "") -> subprocess.CompletedProcess[str]:
+        parent = tmp_path / place
+        ignore = shutil.ignore_patterns("*.so", "__pycache__", "native")
+        shutil.copytree(PACKAGE, parent / "interposer", ignore=ignore, dirs_exist_ok=True)
+        start = f"{before}\nfrom interposer.cli.sanrun import main\nmain()"
+        return subprocess.run(
+            [PYTHON, "-c", start, *words], env={**environ, "PYTHONPATH": str(parent)}, cwd="/",
+            capture_output=True, text=True, timeout=30, check=False,
+        )  # fmt: skip
+
+    return run
+
+
+def test_missing_library(copied: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+    """O4: names the file that is missing, and how to get it."""
+    result = copied("bare", "true")
+    assert result.returncode == 125
+    assert f"{tmp_path}/bare/interposer/libinterposer.so" in result.stderr
+    assert "tools/build" in result.stderr
+
+
+def test_library_in_a_place_with_a_space(copied: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    """O4, X3: the loader would split the path and look for its parts."""
+    result = copied("a place", "true")
+    assert result.returncode == 125
+    assert "space or a colon" in result.stderr
+
+
+def test_missing_libpython(environ: dict[str, str], policy: Callable[[str], str]) -> None:
+    """O4: an error where the policy asks Python, and none where it does not."""
+    start = "import sys\nfrom interposer.launch import libpython\nlibpython.find = lambda: ''\n"
+    start += "from interposer.cli.sanrun import main\nmain()"
+    for text, status in (('version = 1\n[defaults]\nengine = "reactive"\n', 125), ("version = 1\n", 0)):
+        words = [PYTHON, "-c", start, "--policy", policy(text), "true"]
+        result = subprocess.run(words, env=environ, capture_output=True, text=True, timeout=30, check=False)
+        assert result.returncode == status, result.stderr
+        if status:
+            assert "apt install libpython3" in result.stderr
+
+
+# Cost
+
+
+def test_warm_start_is_within_its_budget(environ: dict[str, str], policy: Callable[[str], str]) -> None:
+    """X8: `sanrun true` with a policy file costs at most 25 ms over `true`. The best of many runs: load only adds."""
+    words = [SANRUN, "--policy", policy("version = 1\n"), "/bin/true"]
+
+    def best(command: list[str]) -> float:
+        times = []
+        for _ in range(25):
+            begin = time.perf_counter()
+            assert os.waitpid(os.posix_spawn(command[0], command, environ), 0)[1] == 0
+            times.append(time.perf_counter() - begin)
+        return min(times)
+
+    best(words)
+    assert best(words) - best(["/bin/true"]) < 0.025
