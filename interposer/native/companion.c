@@ -1,0 +1,355 @@
+/* Owns the sequence of calls down to a provider, and the swap. No lock: a socket is in the hands of one thread while it
+ * is SOCK_DECIDING. Runs after fork. */
+#include "companion.h"
+#include "lifecycle.h"
+#include "options.h"
+#include "readiness.h"
+#include "real.h"
+#include "reasons.h"
+#include "trace.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#ifndef IP_LOCAL_PORT_RANGE
+#define IP_LOCAL_PORT_RANGE 51
+#endif
+#ifndef SO_NETNS_COOKIE
+#define SO_NETNS_COOKIE 71
+#endif
+
+static int reason_of(int error)
+{
+    switch (-error) {
+    case EAGAIN: return REASON_BACKLOG_FULL;
+    case EPERM: return REASON_STRANGER;
+    case EACCES: return REASON_PORT_PRIVILEGE;
+    case ENOENT: return REASON_NO_COMPANION;
+    case ESTALE: return REASON_REFUSED;
+    case EADDRINUSE: return REASON_NAME_TAKEN;
+    case EMFILE:
+    case ENFILE: return REASON_NO_DESCRIPTOR;
+    case ENOMEM:
+    case ENOBUFS: return REASON_NO_MEMORY;
+    default: return REASON_PROVIDER_FAILED;
+    }
+}
+
+static bool is_final(int error)
+{
+    return error == -ECONNRESET || error == -ECONNREFUSED || error == -EHOSTUNREACH;
+}
+
+static bool same_netns(int one, int other)
+{
+    uint64_t first = 0, second = 0;
+    socklen_t length = sizeof first;
+    if (real.getsockopt(one, SOL_SOCKET, SO_NETNS_COOKIE, &first, &length) < 0)
+        return true;                   /* a kernel before 5.14 does not tell */
+    length = sizeof second;
+    return real.getsockopt(other, SOL_SOCKET, SO_NETNS_COOKIE, &second, &length) == 0 && first == second;
+}
+
+static bool local_of(int fd, struct endpoint *local)
+{
+    struct sockaddr_storage address;
+    socklen_t length = sizeof address;
+    return real.getsockname(fd, (struct sockaddr *)&address, &length) == 0 &&
+           endpoint_from_sockaddr(local, (struct sockaddr *)&address, length);
+}
+
+/* The upper half of the machine's ephemeral ports, as IP_LOCAL_PORT_RANGE wants it: a bound port is taken from every
+ * destination, so the other half is left to programs that are not interposed. */
+static uint32_t upper_ports(void)
+{
+    static _Atomic uint32_t cached;
+    uint32_t range = cached;
+    if (range)
+        return range;
+    uint32_t low = 32768, high = 60999;
+    char text[32] = "";
+    int fd = open("/proc/sys/net/ipv4/ip_local_port_range", O_RDONLY | O_CLOEXEC);
+    if (fd >= 0) {
+        ssize_t got = real.read(fd, text, sizeof text - 1);
+        real.close(fd);
+        unsigned numbers[2] = {0, 0}, which = 0;
+        for (ssize_t i = 0; i < got && which < 2; i++) {
+            if (text[i] >= '0' && text[i] <= '9')
+                numbers[which] = numbers[which] * 10 + (unsigned)(text[i] - '0');
+            else if (i && text[i - 1] >= '0' && text[i - 1] <= '9')
+                which++;
+        }
+        if (numbers[0] && numbers[1] > numbers[0] && numbers[1] < 65536) {
+            low = numbers[0];
+            high = numbers[1];
+        }
+    }
+    range = high << 16 | (low + (high - low) / 2);
+    cached = range;
+    return range;
+}
+
+/* S12: a concrete address and port for a socket that connects unbound or bound to the wildcard. */
+static int concrete_local(struct sock *sock, int fd, const struct endpoint *source, struct endpoint *local)
+{
+    if (sock->bound) {
+        if (!local_of(fd, local) || !local->port)
+            return -REASON_NO_PORT;
+        if (endpoint_is_wildcard(local)) {
+            memcpy(local->ip, source->ip, sizeof local->ip);
+            local->scope = source->scope;
+        }
+        return 0;
+    }
+    struct sockaddr_storage address;
+    socklen_t length = sizeof address;
+    endpoint_to_sockaddr(source, sock->family, (struct sockaddr *)&address, &length);
+    bool narrowed = !options_find(sock, IPPROTO_IP, IP_LOCAL_PORT_RANGE);
+    uint32_t range = upper_ports(), whole = 0;
+    if (narrowed)
+        real.setsockopt(fd, IPPROTO_IP, IP_LOCAL_PORT_RANGE, &range, sizeof range);
+    int bound = real.bind(fd, (struct sockaddr *)&address, length);
+    if (narrowed)
+        real.setsockopt(fd, IPPROTO_IP, IP_LOCAL_PORT_RANGE, &whole, sizeof whole);
+    if (bound < 0)
+        return -REASON_NO_PORT;
+    sock->bound = true;
+    return local_of(fd, local) && local->port ? 0 : -REASON_NO_PORT;
+}
+
+/* wsp_socket, wsp_bind, wsp_setsockopt...: 0, or -errno with everything undone. */
+static int set_up(struct sock *sock, struct companion *companion, const struct endpoint *local)
+{
+    int error = companion->provider->wsp_socket(sock->family, (uintptr_t)sock->item.index + 1, &companion->descriptor);
+    if (error)
+        return error;
+    error = companion->provider->wsp_bind(companion->descriptor, local);
+    for (int i = 0; !error && i < sock->noptions; i++) {
+        const struct sock_option *option = &sock->options[i];
+        if (companion->provider->wsp_supports(option->level, option->name))
+            error = companion->provider->wsp_setsockopt(companion->descriptor, option->level, option->name, option->value,
+                                                        option->length);
+    }
+    if (error)
+        companion->provider->wsp_close_socket(companion->descriptor);
+    return error;
+}
+
+struct swap {
+    struct sock *sock;
+    int native;
+    int error;
+};
+
+static bool replace_alias(int fd, struct sock *sock, void *context)
+{
+    struct swap *swap = context;
+    if (sock != swap->sock)
+        return true;
+    int flags = real.fcntl(fd, F_GETFD, 0);
+    if (flags < 0 || real.dup3(swap->native, fd, flags & FD_CLOEXEC ? O_CLOEXEC : 0) < 0)
+        swap->error = -EBADF;
+    return true;
+}
+
+static void copy_flags(int from, int to)
+{
+    int flags = real.fcntl(from, F_GETFL, 0);
+    if (flags < 0)
+        return;
+    if (flags & O_ASYNC) {
+        struct f_owner_ex owner;
+        if (real.fcntl(from, F_GETOWN_EX, (long)&owner) == 0)
+            real.fcntl(to, F_SETOWN_EX, (long)&owner);
+        real.fcntl(to, F_SETSIG, real.fcntl(from, F_GETSIG, 0));
+    }
+    if ((flags & (O_NONBLOCK | O_ASYNC)) != O_NONBLOCK)   /* a companion is born non-blocking */
+        real.fcntl(to, F_SETFL, flags & (O_NONBLOCK | O_ASYNC));
+}
+
+/* Puts the native descriptor under every descriptor that the program has for the socket, and parks the TCP socket, which
+ * holds the local port. `native` is closed. */
+static int swap_in(struct sock *sock, int fd, int native)
+{
+    int parked = hidden_dup(fd);
+    if (parked < 0) {
+        real.close(native);
+        return -EMFILE;
+    }
+    copy_flags(fd, native);
+    struct swap swap = {sock, native, 0};
+    readiness_before_swap(sock);
+    if (atomic_load(&sock->aliases) == 1)
+        replace_alias(fd, sock, &swap);
+    else
+        fdtable_each(0, ~0u, replace_alias, &swap);
+    atomic_store(&sock->shadow, parked);
+    readiness_after_swap(sock);
+    real.close(native);
+    return swap.error;
+}
+
+int companion_connect(struct sock *sock, int fd, const struct endpoint *remote, const struct verdict *verdict)
+{
+    int reason = REASON_NO_PROVIDER;
+    if (sock->unfit)
+        return -sock->unfit;
+    if (sock->options_lost)
+        return -REASON_OPTIONS_LOST;
+    if (sock->registrations_lost)
+        return -REASON_EPOLL_LOST;
+    if (sock->fork_count != lifecycle_forks())
+        return -REASON_SHARED;
+    for (int i = 0; i < PROVIDERS_MAX && verdict->providers[i]; i++) {
+        struct companion companion = {.provider = provider_by_id(verdict->providers[i])};
+        struct endpoint source, local;
+        if (!companion.provider)
+            continue;
+        int error = companion.provider->wsp_reach(remote, &source);
+        if (!error)
+            error = concrete_local(sock, fd, &source, &local);
+        if (error) {
+            reason = -error;
+            continue;
+        }
+        error = set_up(sock, &companion, &local);
+        if (error) {
+            reason = reason_of(error);
+            continue;
+        }
+        if (!same_netns(fd, companion.provider->wsp_poll_fd(companion.descriptor))) {
+            companion.provider->wsp_close_socket(companion.descriptor);
+            return -REASON_NETNS;
+        }
+        error = companion.provider->wsp_connect(companion.descriptor, remote);
+        if (error) {
+            companion.provider->wsp_close_socket(companion.descriptor);
+            if (is_final(error))
+                return error == -ECONNRESET ? ECONNREFUSED : -error;
+            reason = reason_of(error);
+            trace_log("connect fd %d: provider %s: %s", fd, companion.provider->name, strerror(-error));
+            continue;
+        }
+        int native = companion.provider->wsp_detach(companion.descriptor);
+        if (native < 0) {
+            reason = REASON_PROVIDER_FAILED;
+            continue;
+        }
+        error = swap_in(sock, fd, native);
+        if (error) {
+            reason = reason_of(error);
+            continue;
+        }
+        sock->local = local;
+        sock->remote = *remote;
+        sock->companions[0].provider = companion.provider;
+        return 0;
+    }
+    return -reason;
+}
+
+int companion_listen(struct sock *sock, int fd, const struct verdict *verdict, int backlog)
+{
+    int reason = REASON_NO_PROVIDER;
+    if (sock->unfit)
+        return -sock->unfit;
+    if (sock->options_lost)
+        return -REASON_OPTIONS_LOST;
+    if (sock->registrations_lost)
+        return -REASON_EPOLL_LOST;
+    if (!local_of(fd, &sock->local) || !sock->local.port)
+        return -REASON_ADDRESS;
+    if (sock->family == AF_INET6) {
+        int only = 0;
+        socklen_t length = sizeof only;
+        real.getsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &only, &length);
+        sock->v6only = only;
+    }
+    sock->ncompanions = 0;
+    for (int i = 0; i < PROVIDERS_MAX && verdict->providers[i]; i++) {
+        struct companion companion = {.provider = provider_by_id(verdict->providers[i])};
+        if (!companion.provider)
+            continue;
+        int error = set_up(sock, &companion, &sock->local);
+        if (error) {
+            reason = reason_of(error);
+            continue;
+        }
+        if (!same_netns(fd, companion.provider->wsp_poll_fd(companion.descriptor)))
+            error = -EXDEV;
+        else
+            error = companion.provider->wsp_listen(companion.descriptor, backlog, sock->v6only);
+        if (error) {
+            companion.provider->wsp_close_socket(companion.descriptor);
+            reason = error == -EXDEV ? REASON_NETNS : reason_of(error);
+            trace_log("listen fd %d: provider %s: %s", fd, companion.provider->name, strerror(-error));
+            continue;
+        }
+        sock->companions[sock->ncompanions++] = companion;
+    }
+    if (!sock->ncompanions)
+        return -reason;
+    /* No accept may block on one listener while a client waits at another, so all of them are non-blocking, and the
+     * program's view is kept apart. */
+    int flags = real.fcntl(fd, F_GETFL, 0);
+    sock->nonblocking = flags & O_NONBLOCK;
+    if (!sock->nonblocking)
+        real.fcntl(fd, F_SETFL, flags | O_NONBLOCK);
+    int error = readiness_adopt_listener(sock, fd);
+    if (error) {
+        companion_leave(sock, fd);
+        return error;
+    }
+    return 0;
+}
+
+int companion_accept(struct sock *sock, int index, bool nonblocking, bool cloexec, struct endpoint *local,
+                     struct endpoint *peer)
+{
+    struct companion *listener = &sock->companions[index];
+    wsp_descriptor descriptor;
+    int error = listener->provider->wsp_accept(listener->descriptor, (uintptr_t)sock->item.index + 1, nonblocking, cloexec,
+                                               &descriptor, local, peer);
+    if (error)
+        return error;
+    for (int i = 0; i < sock->noptions; i++) {
+        const struct sock_option *option = &sock->options[i];
+        if (listener->provider->wsp_supports(option->level, option->name))
+            listener->provider->wsp_setsockopt(descriptor, option->level, option->name, option->value, option->length);
+    }
+    return listener->provider->wsp_detach(descriptor);
+}
+
+static void close_companions(struct sock *sock)
+{
+    for (int i = 0; i < sock->ncompanions; i++)
+        sock->companions[i].provider->wsp_close_socket(sock->companions[i].descriptor);
+    sock->ncompanions = 0;
+}
+
+void companion_leave(struct sock *sock, int fd)
+{
+    readiness_abandon_listener(sock, fd);
+    close_companions(sock);
+    if (!sock->nonblocking) {
+        int flags = real.fcntl(fd, F_GETFL, 0);
+        if (flags >= 0)
+            real.fcntl(fd, F_SETFL, flags & ~O_NONBLOCK);
+    }
+}
+
+void companion_dispose(struct sock *sock)
+{
+    close_companions(sock);
+    hidden_close(sock->epoll);
+    hidden_close(sock->epoll_old);
+    for (int i = 0; i < SOCK_REGISTRATIONS; i++) {
+        struct sock_registration *registration = &sock->registrations[i];
+        if (registration->epfd >= 0 && registration->via != registration->fd && registration->via != sock->epoll)
+            hidden_close(registration->via);
+    }
+    hidden_close(atomic_exchange(&sock->shadow, -1));
+}

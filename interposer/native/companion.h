@@ -1,0 +1,19 @@
+/* The life of companions: the sequence of S9 to S15, the swap of a connected one under the application's descriptor, and
+ * the end. */
+#ifndef INTERPOSER_COMPANION_H
+#define INTERPOSER_COMPANION_H
+#include "fdtable.h"
+
+/* Connects fd to remote by the first provider of the verdict that can. 0: fd is the companion now. Minus a reason
+ * number: TCP. A positive errno: final, TCP would fail too. */
+int companion_connect(struct sock *sock, int fd, const struct endpoint *remote, const struct verdict *verdict);
+/* Companion listeners for a TCP listener. 0: at least one serves; minus a reason number: TCP only. */
+int companion_listen(struct sock *sock, int fd, const struct verdict *verdict, int backlog);
+/* One connection from a companion listener. The new descriptor, *local and *peer; -EAGAIN, or another -errno. */
+int companion_accept(struct sock *sock, int index, bool nonblocking, bool cloexec, struct endpoint *local,
+                     struct endpoint *peer);
+/* A listener loses its companions (shutdown, or a limit was met); clients go by TCP from here on. */
+void companion_leave(struct sock *sock, int fd);
+/* The last reference is gone. */
+void companion_dispose(struct sock *sock);
+#endif

@@ -1,0 +1,16 @@
+/* Moving data on an established native companion: the kernel's own calls, with AF_UNIX's differences from TCP taken
+ * back (DESIGN: event table). The hooks call these only for descriptors whose state says SOCK_CONNECTED. */
+#ifndef INTERPOSER_DATA_H
+#define INTERPOSER_DATA_H
+#include "fdtable.h"
+#include "real.h"
+
+ssize_t data_recv(struct sock *sock, int fd, void *buffer, size_t size, int flags);
+ssize_t data_recvmsg(struct sock *sock, int fd, struct msghdr *message, int flags);
+int data_recvmmsg(struct sock *sock, int fd, struct mmsghdr *messages, unsigned count, int flags, struct timespec *timeout);
+ssize_t data_readv(struct sock *sock, int fd, const struct iovec *vector, int count);
+ssize_t data_send(int fd, const void *buffer, size_t size, int flags);
+ssize_t data_sendmsg(int fd, const struct msghdr *message, int flags);
+int data_sendmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags);
+ssize_t data_writev(int fd, const struct iovec *vector, int count);
+#endif

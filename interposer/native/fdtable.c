@@ -1,0 +1,226 @@
+/* Owns the descriptor table, the pool of socket state and the hidden descriptors. Lock-free but for the per-socket
+ * lock, which is held for a few instructions and never across a call. Runs after fork and in signal handlers. */
+#include "fdtable.h"
+#include "companion.h"
+#include "real.h"
+#include "stats.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#define HIDDEN_CEILING 16384           /* a larger kernel table costs every fork */
+
+_Atomic(_Atomic(struct sock *) *) fdtable_leaves[FDTABLE_LEAVES];
+static _Atomic(struct sock *) first_leaf[FDTABLE_LEAF];
+static struct pool socks = {.item_size = sizeof(struct sock)};
+static struct sock hidden = {.refs = 1, .aliases = 1, .phase = SOCK_HIDDEN, .shadow = -1};
+
+static _Atomic(struct sock *) *entry(int fd)
+{
+    unsigned number = (unsigned)fd;
+    if (number >= FDTABLE_LEAF * FDTABLE_LEAVES)
+        return NULL;
+    _Atomic(_Atomic(struct sock *) *) *slot = &fdtable_leaves[number / FDTABLE_LEAF];
+    _Atomic(struct sock *) *leaf = atomic_load_explicit(slot, memory_order_acquire);
+    if (!leaf) {
+        bool mapped = number >= FDTABLE_LEAF;
+        _Atomic(struct sock *) *fresh = first_leaf, *expected = NULL;
+        if (mapped) {
+            fresh = mmap(NULL, sizeof first_leaf, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+            if (fresh == MAP_FAILED)
+                return NULL;
+        }
+        if (atomic_compare_exchange_strong(slot, &expected, fresh))
+            leaf = fresh;
+        else {
+            leaf = expected;
+            if (mapped)
+                munmap(fresh, sizeof first_leaf);
+        }
+    }
+    return &leaf[number % FDTABLE_LEAF];
+}
+
+static bool hold(struct sock *sock)
+{
+    uint32_t refs = atomic_load(&sock->refs);
+    while (refs)
+        if (atomic_compare_exchange_weak(&sock->refs, &refs, refs + 1))
+            return true;
+    return false;
+}
+
+struct sock *fdtable_get(int fd)
+{
+    for (;;) {
+        struct sock *sock = fdtable_peek(fd);
+        if (!sock || sock == &hidden)
+            return NULL;
+        if (!hold(sock))
+            continue;                  /* given back between the two looks */
+        if (fdtable_peek(fd) == sock)
+            return sock;
+        sock_put(sock);
+    }
+}
+
+void sock_put(struct sock *sock)
+{
+    if (atomic_fetch_sub(&sock->refs, 1) != 1)
+        return;
+    companion_dispose(sock);
+    atomic_store(&sock->phase, SOCK_FREE);
+    pool_give(&socks, sock);
+}
+
+struct sock *fdtable_new(int fd, int family, enum sock_phase phase)
+{
+    struct sock *sock = pool_take(&socks);
+    if (!sock)
+        return NULL;
+    memset((char *)sock + offsetof(struct sock, aliases), 0,
+           offsetof(struct sock, registrations) - offsetof(struct sock, aliases));
+    for (int i = 0; i < SOCK_REGISTRATIONS; i++)
+        sock->registrations[i].epfd = -1;
+    sock->family = (uint8_t)family;
+    sock->shadow = sock->epoll = sock->epoll_old = -1;
+    sock->rule = RULE_DEFAULT;
+    atomic_store(&sock->phase, phase);
+    atomic_store(&sock->refs, 1);
+    fdtable_alias(fd, sock);
+    return sock;
+}
+
+static void drop_alias(struct sock *sock)
+{
+    atomic_fetch_sub(&sock->aliases, 1);
+    sock_put(sock);
+}
+
+void fdtable_alias(int fd, struct sock *sock)
+{
+    _Atomic(struct sock *) *place = entry(fd);
+    if (!place)
+        return;
+    atomic_fetch_add(&sock->refs, 1);
+    atomic_fetch_add(&sock->aliases, 1);
+    struct sock *old = atomic_exchange(place, sock);
+    if (old && old != &hidden)
+        drop_alias(old);
+}
+
+void fdtable_drop(int fd)
+{
+    if (!fdtable_peek(fd))
+        return;
+    struct sock *old = atomic_exchange(entry(fd), NULL);
+    if (old && old != &hidden) {
+        stats_row_clear(fd);
+        drop_alias(old);
+    }
+}
+
+void fdtable_each(unsigned first, unsigned last, bool (*visit)(int fd, struct sock *sock, void *context), void *context)
+{
+    if (last >= FDTABLE_LEAF * FDTABLE_LEAVES)
+        last = FDTABLE_LEAF * FDTABLE_LEAVES - 1;
+    for (unsigned fd = first; fd <= last; fd++) {
+        if (!atomic_load_explicit(&fdtable_leaves[fd / FDTABLE_LEAF], memory_order_acquire)) {
+            fd |= FDTABLE_LEAF - 1;
+            continue;
+        }
+        struct sock *sock = fdtable_peek((int)fd);
+        if (sock && !visit((int)fd, sock, context))
+            return;
+    }
+}
+
+bool sock_lock(struct sock *sock)
+{
+    for (int tries = 0; tries < 10000; tries++) {
+        uint8_t expected = 0;
+        if (atomic_compare_exchange_weak_explicit(&sock->lock, &expected, 1, memory_order_acquire, memory_order_relaxed))
+            return true;
+    }
+    return false;
+}
+
+void sock_unlock(struct sock *sock)
+{
+    atomic_store_explicit(&sock->lock, 0, memory_order_release);
+}
+
+static bool unlock_inherited(int fd, struct sock *sock, void *context)
+{
+    (void)fd, (void)context;
+    atomic_store(&sock->lock, 0);
+    if (sock_phase(sock) == SOCK_DECIDING)   /* its thread does not exist here */
+        atomic_store(&sock->phase, SOCK_TCP);
+    return true;
+}
+
+void fdtable_after_fork_child(void)
+{
+    fdtable_each(0, ~0u, unlock_inherited, NULL);
+}
+
+/* Just above the soft limit where the hard limit allows: the program loses no number. The limit is raised for this one
+ * call. Else in the upper quarter below the limit. */
+int hidden_dup(int fd)
+{
+    int saved = errno, copy = -1;
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
+        return -1;
+    rlim_t soft = limit.rlim_cur;
+    rlim_t room = limit.rlim_max - soft;
+    if (room && soft < HIDDEN_CEILING) {
+        struct rlimit raised = {soft + (room < HIDDEN_CEILING ? room : HIDDEN_CEILING), limit.rlim_max};
+        if (setrlimit(RLIMIT_NOFILE, &raised) == 0) {
+            copy = real.fcntl(fd, F_DUPFD_CLOEXEC, (long)soft);
+            setrlimit(RLIMIT_NOFILE, &limit);
+        }
+    }
+    rlim_t top = soft < HIDDEN_CEILING ? soft : HIDDEN_CEILING;
+    for (rlim_t quarter = 3; copy < 0 && quarter > 0; quarter--)
+        copy = real.fcntl(fd, F_DUPFD_CLOEXEC, (long)(top / 4 * quarter));
+    if (copy >= 0) {
+        _Atomic(struct sock *) *place = entry(copy);
+        struct sock *old = place ? atomic_exchange(place, &hidden) : NULL;
+        if (old && old != &hidden)     /* closed by an instruction that no hook saw */
+            drop_alias(old);
+    }
+    errno = saved;
+    return copy;
+}
+
+int hidden_fd(int fd)
+{
+    if (fd < 0)
+        return -1;
+    int copy = hidden_dup(fd);
+    int saved = errno;
+    real.close(fd);
+    errno = saved;
+    return copy;
+}
+
+bool hidden_is(int fd)
+{
+    return fdtable_peek(fd) == &hidden;
+}
+
+void hidden_close(int fd)
+{
+    if (fd < 0)
+        return;
+    int saved = errno;
+    if (hidden_is(fd)) {
+        atomic_store(entry(fd), NULL);
+        real.close(fd);
+    }
+    errno = saved;
+}

@@ -1,0 +1,115 @@
+/* From a descriptor to the state of the socket behind it (S3), and the places of hidden descriptors. The table is a
+ * two-level array, read without a lock; socket state is type-stable (pool.h) and counted. Aliases made by dup share one
+ * state. All of it may run in signal handlers and after fork. */
+#ifndef INTERPOSER_FDTABLE_H
+#define INTERPOSER_FDTABLE_H
+#include "engine.h"
+#include "pool.h"
+#include "spi.h"
+
+enum sock_phase {
+    SOCK_FREE,
+    SOCK_FRESH,                        /* made, perhaps bound; not decided */
+    SOCK_DECIDING,                     /* one thread is in connect() or listen() */
+    SOCK_TCP,                          /* TCP for good */
+    SOCK_LISTENING,                    /* with companions */
+    SOCK_CONNECTED,                    /* the companion is the descriptor */
+    SOCK_HIDDEN,                       /* the switch's own descriptor: no close() of the program reaches it */
+};
+
+#define SOCK_OPTIONS 16
+#define SOCK_OPTION_SIZE 16
+#define SOCK_REGISTRATIONS 6
+
+struct sock_option {
+    int16_t level, name;
+    uint8_t length;
+    uint8_t value[SOCK_OPTION_SIZE];
+};
+
+/* One registration of an alias with an epoll: which descriptor stands there for it (the alias itself, or a private
+ * epoll), and what the program gave. */
+struct sock_registration {
+    int epfd, fd, via;                 /* epfd < 0: free */
+    uint32_t events;
+    uint64_t data;
+};
+
+struct companion {
+    const struct san_provider *provider;
+    wsp_descriptor descriptor;
+    wpu_handle handle;
+};
+
+struct sock {
+    struct pool_item item;
+    _Atomic uint32_t refs;
+    _Atomic uint32_t aliases;          /* table entries */
+    _Atomic uint8_t phase;             /* enum sock_phase */
+    _Atomic uint8_t lock;              /* options, registrations: held for a few instructions only */
+    uint8_t family;                    /* AF_INET or AF_INET6 */
+    uint8_t role;                      /* ROW_* of stats.h */
+    bool bound, announce, shut_read, shut_write;   /* announce: connect() has yet to say 0 once */
+    bool nonblocking;                  /* a listener: the program's view of O_NONBLOCK */
+    bool options_lost, registrations_lost, strict, v6only;
+    uint8_t unfit;                     /* reason number of an option that keeps it on TCP */
+    uint8_t turn;                      /* a listener: how often the same side was served in a row */
+    uint8_t reason;
+    uint32_t rule;
+    uint32_t fork_count;               /* lifecycle's, when the socket was made */
+    _Atomic int shadow;                /* hidden TCP socket that holds the port and answers for options, or -1 */
+    int epoll, epoll_old;              /* a listener's private epoll of this process, and an inherited one; or -1 */
+    int32_t epoll_pid;
+    uint8_t ncompanions, noptions;
+    struct companion companions[PROVIDERS_MAX];
+    struct endpoint local, remote;
+    struct sock_registration registrations[SOCK_REGISTRATIONS];
+    struct sock_option options[SOCK_OPTIONS];
+};
+
+#define FDTABLE_LEAF 1024
+#define FDTABLE_LEAVES 1024
+extern _Atomic(_Atomic(struct sock *) *) fdtable_leaves[FDTABLE_LEAVES];
+
+/* The state without a reference: good for a look at single fields on the hot path. */
+static inline struct sock *fdtable_peek(int fd)
+{
+    unsigned number = (unsigned)fd;
+    if (number >= FDTABLE_LEAF * FDTABLE_LEAVES)
+        return NULL;
+    _Atomic(struct sock *) *leaf = atomic_load_explicit(&fdtable_leaves[number / FDTABLE_LEAF], memory_order_acquire);
+    return leaf ? atomic_load_explicit(&leaf[number % FDTABLE_LEAF], memory_order_acquire) : NULL;
+}
+
+static inline enum sock_phase sock_phase(const struct sock *sock)
+{
+    return (enum sock_phase)atomic_load_explicit(&sock->phase, memory_order_acquire);
+}
+
+/* The state of an established companion, or NULL for every other descriptor. */
+static inline struct sock *fdtable_companion(int fd)
+{
+    struct sock *sock = fdtable_peek(fd);
+    return sock && sock_phase(sock) == SOCK_CONNECTED ? sock : NULL;
+}
+
+struct sock *fdtable_get(int fd);      /* with a reference, or NULL; never a hidden one */
+void sock_put(struct sock *sock);
+/* New state for fd, one alias and one reference (sock_put it); NULL when memory is short. */
+struct sock *fdtable_new(int fd, int family, enum sock_phase phase);
+void fdtable_alias(int fd, struct sock *sock);   /* fd becomes an alias; whatever stood there is dropped */
+void fdtable_drop(int fd);             /* the program closed fd: before the real close */
+/* Calls visit for each entry in [first, last], in order, until it says false. */
+void fdtable_each(unsigned first, unsigned last, bool (*visit)(int fd, struct sock *sock, void *context), void *context);
+
+bool sock_lock(struct sock *sock);     /* bounded: false when a signal handler or a fork got in the way */
+void sock_unlock(struct sock *sock);
+void fdtable_after_fork_child(void);
+
+/* Moves fd to a high close-on-exec number that the program does not miss, and marks it; -1 (and fd closed) when there
+ * is none. hidden_dup leaves fd as it is. */
+int hidden_fd(int fd);
+int hidden_dup(int fd);
+void hidden_close(int fd);
+bool hidden_is(int fd);
+#endif

@@ -1,0 +1,197 @@
+/* Owns the record of socket options (in struct sock, under its short lock). An established companion has no TCP options
+ * of its own: common ones are answered from the record, all others by the shadow, a TCP socket that is not connected.
+ * On the connecting side that is the parked socket; an accepted one gets a shadow when first needed. */
+#include "options.h"
+#include "companion.h"
+#include "real.h"
+#include "reasons.h"
+#include <errno.h>
+#include <linux/filter.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#ifndef TCP_ULP
+#define TCP_ULP 31
+#endif
+#ifndef SO_BUF_LOCK
+#define SO_BUF_LOCK 72
+#endif
+
+/* Options with which a socket must stay on TCP: somebody relies on its packets (X9), or on TCP itself. */
+static bool keeps_tcp(int level, int name)
+{
+    switch (level) {
+    case SOL_SOCKET:
+        return name == SO_BINDTODEVICE || name == SO_MARK || name == SO_ATTACH_FILTER || name == SO_ATTACH_BPF ||
+               name == SO_ATTACH_REUSEPORT_CBPF || name == SO_ATTACH_REUSEPORT_EBPF || name == SO_BINDTOIFINDEX ||
+               name == SO_ZEROCOPY;
+    case IPPROTO_IP:
+        return name == IP_TRANSPARENT || name == IP_OPTIONS || name == IP_MINTTL;
+    case IPPROTO_IPV6:
+        return name == IPV6_TRANSPARENT || name == IPV6_RTHDR || name == IPV6_HOPOPTS || name == IPV6_DSTOPTS;
+    case IPPROTO_TCP:
+        return name == TCP_MD5SIG || name == TCP_REPAIR || name == TCP_ULP || name == TCP_FASTOPEN_CONNECT;
+    default:
+        return false;
+    }
+}
+
+const struct sock_option *options_find(const struct sock *sock, int level, int name)
+{
+    for (int i = 0; i < sock->noptions; i++)
+        if (sock->options[i].level == level && sock->options[i].name == name)
+            return &sock->options[i];
+    return NULL;
+}
+
+void options_record(struct sock *sock, int level, int name, const void *value, socklen_t length)
+{
+    if (keeps_tcp(level, name))
+        sock->unfit = REASON_OPTION;
+    if (length > SOCK_OPTION_SIZE || !sock_lock(sock)) {
+        sock->options_lost = true;
+        return;
+    }
+    struct sock_option *place = (struct sock_option *)options_find(sock, level, name);
+    if (!place && sock->noptions < SOCK_OPTIONS)
+        place = &sock->options[sock->noptions++];
+    if (place) {
+        *place = (struct sock_option){.level = (int16_t)level, .name = (int16_t)name, .length = (uint8_t)length};
+        if (length)
+            memcpy(place->value, value, length);
+    } else {
+        sock->options_lost = true;
+    }
+    sock_unlock(sock);
+}
+
+/* --- on a connected companion --- */
+
+/* Integer options of TCP that servers set on every connection, with the kernel's bounds: answered without a shadow. */
+static bool common(int level, int name, int *low, int *high, bool *flag)
+{
+    *low = INT32_MIN;
+    *high = INT32_MAX;
+    *flag = false;
+    if (level != IPPROTO_TCP)
+        return false;
+    switch (name) {
+    case TCP_NODELAY:
+    case TCP_CORK: *flag = true; return true;
+    case TCP_KEEPIDLE:
+    case TCP_KEEPINTVL: *low = 1; *high = 32767; return true;
+    case TCP_KEEPCNT: *low = 1; *high = 127; return true;
+    case TCP_USER_TIMEOUT: *low = 0; return true;
+    default: return false;
+    }
+}
+
+static int make_shadow(struct sock *sock)
+{
+    int fd = atomic_load(&sock->shadow);
+    if (fd >= 0 && hidden_is(fd))
+        return fd;
+    int fresh = hidden_fd(real.socket(sock->family, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    if (fresh < 0)
+        return -1;
+    for (int i = 0; i < sock->noptions; i++) {
+        const struct sock_option *option = &sock->options[i];
+        real.setsockopt(fresh, option->level, option->name, option->value, option->length);
+    }
+    if (!atomic_compare_exchange_strong(&sock->shadow, &fd, fresh)) {
+        hidden_close(fresh);
+        return fd;
+    }
+    return fresh;
+}
+
+static bool native(int level, int name)
+{
+    return level == SOL_SOCKET && name != SO_REUSEPORT && name != SO_DOMAIN && name != SO_PROTOCOL && name != SO_SNDBUF &&
+           name != SO_RCVBUF && name != SO_SNDBUFFORCE && name != SO_RCVBUFFORCE;
+}
+
+static int refuse(int error)
+{
+    errno = error;
+    return -1;
+}
+
+int options_set(struct sock *sock, int fd, int level, int name, const void *value, socklen_t length)
+{
+    int low, high;
+    bool flag;
+    if (level == IPPROTO_TCP && (name == TCP_ULP || name == TCP_REPAIR))
+        return refuse(name == TCP_ULP ? ENOENT : EPERM);   /* what a kernel without them says: programs fall back */
+    if (level == SOL_SOCKET && name == SO_ZEROCOPY)
+        return refuse(EOPNOTSUPP);
+    if (common(level, name, &low, &high, &flag)) {
+        int number;
+        if (length < sizeof number)
+            return refuse(EINVAL);
+        if (!value)
+            return refuse(EFAULT);
+        memcpy(&number, value, sizeof number);
+        if (number < low || number > high)
+            return refuse(EINVAL);
+        if (flag)
+            number = number != 0;
+        options_record(sock, level, name, &number, sizeof number);
+        int shadow = atomic_load(&sock->shadow);
+        if (shadow >= 0)
+            real.setsockopt(shadow, level, name, &number, sizeof number);
+        return 0;
+    }
+    if (native(level, name)) {
+        int result = real.setsockopt(fd, level, name, value, length);
+        if (result == 0)
+            options_record(sock, level, name, value, length);
+        return result;
+    }
+    int shadow = make_shadow(sock);
+    if (shadow < 0)
+        return refuse(ENOBUFS);
+    int result = real.setsockopt(shadow, level, name, value, length);
+    if (result == 0) {
+        if (level == SOL_SOCKET && (name == SO_SNDBUF || name == SO_RCVBUF))
+            real.setsockopt(fd, level, name, value, length);
+        options_record(sock, level, name, value, length);
+    }
+    return result;
+}
+
+static int answer(void *value, socklen_t *length, int number)
+{
+    socklen_t size = *length < sizeof number ? *length : sizeof number;
+    memcpy(value, &number, size);
+    *length = size;
+    return 0;
+}
+
+int options_get(struct sock *sock, int fd, int level, int name, void *value, socklen_t *length)
+{
+    int low, high, number;
+    bool flag;
+    if (!length || !value)
+        return refuse(EFAULT);
+    if (level == SOL_SOCKET && name == SO_DOMAIN)
+        return answer(value, length, sock->family);
+    if (level == SOL_SOCKET && name == SO_PROTOCOL)
+        return answer(value, length, IPPROTO_TCP);
+    if (native(level, name))
+        return real.getsockopt(fd, level, name, value, length);
+    const struct sock_option *recorded = options_find(sock, level, name);
+    if (recorded && common(level, name, &low, &high, &flag)) {
+        memcpy(&number, recorded->value, sizeof number);
+        return answer(value, length, number);
+    }
+    int shadow = make_shadow(sock);
+    if (shadow < 0)
+        return refuse(ENOBUFS);
+    int result = real.getsockopt(shadow, level, name, value, length);
+    if (result == 0 && level == IPPROTO_TCP && name == TCP_INFO && *length > 0)
+        *(uint8_t *)value = TCP_ESTABLISHED;   /* tcpi_state */
+    return result;
+}

@@ -1,0 +1,12 @@
+/* Socket options: recorded while the socket is TCP's, carried over to the companion, and answered for it afterwards. */
+#ifndef INTERPOSER_OPTIONS_H
+#define INTERPOSER_OPTIONS_H
+#include "fdtable.h"
+
+/* After the real setsockopt succeeded on a socket that is not connected by a companion. */
+void options_record(struct sock *sock, int level, int name, const void *value, socklen_t length);
+const struct sock_option *options_find(const struct sock *sock, int level, int name);
+/* On a connected companion. */
+int options_set(struct sock *sock, int fd, int level, int name, const void *value, socklen_t length);
+int options_get(struct sock *sock, int fd, int level, int name, void *value, socklen_t *length);
+#endif

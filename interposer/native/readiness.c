@@ -1,0 +1,487 @@
+/* Owns the private epolls of listeners and the records of registrations (in struct sock, under its short lock). No lock
+ * is held while waiting. A private epoll belongs to one process: after a fork the child makes its own, because a
+ * sibling's epoll_ctl would act on both. */
+#include "readiness.h"
+#include "companion.h"
+#include "lifecycle.h"
+#include "reasons.h"
+#include "stats.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+/* --- the private epoll --- */
+
+static int add(int epfd, int fd, uint32_t events, uint64_t data)
+{
+    struct epoll_event event = {.events = events, .data.u64 = data};
+    return real.epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
+}
+
+static int companion_fd(const struct sock *sock, int index)
+{
+    const struct companion *companion = &sock->companions[index];
+    return companion->provider->wsp_poll_fd(companion->descriptor);
+}
+
+int readiness_private_epoll(struct sock *sock, int fd)
+{
+    if (sock->epoll >= 0 && sock->epoll_pid == lifecycle_pid && hidden_is(sock->epoll))
+        return sock->epoll;
+    int fresh = hidden_fd(epoll_create1(EPOLL_CLOEXEC));
+    if (fresh < 0)
+        return -EMFILE;
+    int error = add(fresh, fd, EPOLLIN | EPOLLEXCLUSIVE, 0);
+    for (int i = 0; !error && i < sock->ncompanions; i++)
+        error = add(fresh, companion_fd(sock, i), EPOLLIN | EPOLLEXCLUSIVE, (uint64_t)i + 1);
+    if (error || !sock_lock(sock)) {
+        hidden_close(fresh);
+        return error ? error : -EAGAIN;
+    }
+    int other = -1;
+    if (sock->epoll >= 0 && sock->epoll_pid == lifecycle_pid && hidden_is(sock->epoll)) {
+        other = fresh;                 /* another thread was quicker */
+        fresh = sock->epoll;
+    } else {
+        other = sock->epoll_old;       /* inherited epolls may hold the parent's: keep it while the listener lives */
+        sock->epoll_old = sock->epoll;
+        sock->epoll = fresh;
+        sock->epoll_pid = lifecycle_pid;
+    }
+    sock_unlock(sock);
+    hidden_close(other);
+    return fresh;
+}
+
+/* --- registrations --- */
+
+static struct sock_registration *find(struct sock *sock, int epfd, int fd)
+{
+    for (int i = 0; i < SOCK_REGISTRATIONS; i++)
+        if (sock->registrations[i].epfd == epfd && (fd < 0 || sock->registrations[i].fd == fd))
+            return &sock->registrations[i];
+    return NULL;
+}
+
+static bool record(struct sock *sock, int epfd, int fd, int via, const struct epoll_event *event)
+{
+    if (!sock_lock(sock))
+        return false;
+    struct sock_registration *place = find(sock, epfd, fd);
+    if (!place)
+        place = find(sock, -1, -1);
+    if (place)
+        *place = (struct sock_registration){epfd, fd, via, event->events, event->data.u64};
+    sock_unlock(sock);
+    return place;
+}
+
+static void forget(struct sock *sock, int epfd, int fd)
+{
+    int via = -1;
+    if (sock_lock(sock)) {
+        struct sock_registration *place = find(sock, epfd, fd);
+        if (place) {
+            if (place->via != fd && place->via != sock->epoll && place->via != sock->epoll_old)
+                via = place->via;
+            place->epfd = -1;
+        }
+        sock_unlock(sock);
+    }
+    hidden_close(via);
+}
+
+/* The events that the kernel holds for one registration now: a ONESHOT that has fired holds none. */
+static uint32_t kernel_events(int epfd, int fd, uint32_t recorded)
+{
+    char path[64], text[4096];
+    snprintf(path, sizeof path, "/proc/self/fdinfo/%d", epfd);
+    int info = open(path, O_RDONLY | O_CLOEXEC);
+    if (info < 0)
+        return recorded;
+    size_t filled = 0;
+    for (;;) {
+        ssize_t got = real.read(info, text + filled, sizeof text - 1 - filled);
+        if (got <= 0)
+            break;
+        filled += (size_t)got;
+        text[filled] = 0;
+        char *line = text, *end;
+        while ((end = strchr(line, '\n'))) {
+            int target;
+            unsigned events;
+            *end = 0;
+            if (sscanf(line, "tfd: %d events: %x", &target, &events) == 2 && target == fd) {
+                real.close(info);
+                return events;
+            }
+            line = end + 1;
+        }
+        filled = (size_t)(text + filled - line);
+        memmove(text, line, filled);
+        if (filled == sizeof text - 1)
+            filled = 0;
+    }
+    real.close(info);
+    return recorded;
+}
+
+/* Takes a registration out of its epoll; false when it is not there any more. */
+static bool take_out(struct sock_registration *registration)
+{
+    if (registration->events & EPOLLONESHOT)
+        registration->events = kernel_events(registration->epfd, registration->via, registration->events);
+    return real.epoll_ctl(registration->epfd, EPOLL_CTL_DEL, registration->via, NULL) == 0;
+}
+
+void readiness_before_swap(struct sock *sock)
+{
+    for (int i = 0; i < SOCK_REGISTRATIONS; i++)
+        if (sock->registrations[i].epfd >= 0 && !take_out(&sock->registrations[i]))
+            sock->registrations[i].epfd = -1;
+}
+
+void readiness_after_swap(struct sock *sock)
+{
+    for (int i = 0; i < SOCK_REGISTRATIONS; i++) {
+        struct sock_registration *registration = &sock->registrations[i];
+        if (registration->epfd >= 0)
+            add(registration->epfd, registration->fd, registration->events, registration->data);
+        registration->epfd = -1;       /* from here on the kernel knows it all */
+    }
+}
+
+/* Registers a listener with one of the program's epolls; -errno leaves nothing behind. */
+static int join(struct sock *sock, int epfd, int fd, const struct epoll_event *event, int *via)
+{
+    *via = fd;
+    if (event->events & EPOLLEXCLUSIVE) {   /* must stay with the sockets themselves, to wake one process of many */
+        int error = add(epfd, fd, event->events, event->data.u64);
+        for (int i = 0; !error && i < sock->ncompanions; i++) {
+            error = add(epfd, companion_fd(sock, i), event->events, event->data.u64);
+            if (error) {
+                while (--i >= 0)
+                    real.epoll_ctl(epfd, EPOLL_CTL_DEL, companion_fd(sock, i), NULL);
+                real.epoll_ctl(epfd, EPOLL_CTL_DEL, fd, NULL);
+            }
+        }
+        return error;
+    }
+    int private = readiness_private_epoll(sock, fd);
+    if (private < 0)
+        return private;
+    struct sock_registration *other = NULL;
+    for (int i = 0; i < SOCK_REGISTRATIONS; i++)
+        if (sock->registrations[i].epfd == epfd && sock->registrations[i].via == private && sock->registrations[i].fd != fd)
+            other = &sock->registrations[i];
+    if (other) {                       /* one epoll holds one descriptor once: another alias needs its own */
+        private = hidden_dup(private);
+        if (private < 0)
+            return -EMFILE;
+    }
+    int error = add(epfd, private, event->events, event->data.u64);
+    if (error && other)
+        hidden_close(private);
+    *via = private;
+    return error;
+}
+
+static void leave(struct sock *sock, struct sock_registration *registration)
+{
+    if (registration->via == registration->fd) {
+        for (int i = 0; i < sock->ncompanions; i++)
+            real.epoll_ctl(registration->epfd, EPOLL_CTL_DEL, companion_fd(sock, i), NULL);
+        return;
+    }
+    if (take_out(registration))
+        add(registration->epfd, registration->fd, registration->events, registration->data);
+    if (registration->via != sock->epoll && registration->via != sock->epoll_old)
+        hidden_close(registration->via);
+    registration->via = registration->fd;
+}
+
+int readiness_adopt_listener(struct sock *sock, int fd)
+{
+    for (int i = 0; i < SOCK_REGISTRATIONS; i++) {
+        struct sock_registration *registration = &sock->registrations[i];
+        if (registration->epfd < 0)
+            continue;
+        struct sock_registration old = *registration;
+        if (!take_out(registration)) {
+            registration->epfd = -1;
+            continue;
+        }
+        struct epoll_event event = {registration->events, {.u64 = registration->data}};
+        int error = join(sock, registration->epfd, registration->fd, &event, &registration->via);
+        if (error) {
+            add(old.epfd, old.fd, event.events, old.data);
+            registration->via = registration->fd;
+            return -REASON_EPOLL_LIMIT;
+        }
+    }
+    (void)fd;
+    return 0;
+}
+
+void readiness_abandon_listener(struct sock *sock, int fd)
+{
+    (void)fd;
+    for (int i = 0; i < SOCK_REGISTRATIONS; i++)
+        if (sock->registrations[i].epfd >= 0)
+            leave(sock, &sock->registrations[i]);
+    hidden_close(sock->epoll);
+    hidden_close(sock->epoll_old);
+    sock->epoll = sock->epoll_old = -1;
+}
+
+static int ctl_fresh(struct sock *sock, int epfd, int operation, int fd, struct epoll_event *event)
+{
+    int result = real.epoll_ctl(epfd, operation, fd, event);
+    if (result < 0)
+        return result;
+    if (operation == EPOLL_CTL_DEL)
+        forget(sock, epfd, fd);
+    else if (!record(sock, epfd, fd, fd, event))
+        sock->registrations_lost = true;
+    return result;
+}
+
+/* Companions cannot go on: TCP alone, with the reason. */
+static void give_up(struct sock *sock, int fd, int reason)
+{
+    companion_leave(sock, fd);
+    sock->reason = (uint8_t)reason;
+    atomic_store(&sock->phase, SOCK_TCP);
+    stats_reason((uint32_t)reason);
+}
+
+static int ctl_listener(struct sock *sock, int epfd, int operation, int fd, struct epoll_event *event)
+{
+    struct sock_registration *known = find(sock, epfd, fd);
+    int via = known ? known->via : fd;
+    if (operation == EPOLL_CTL_ADD) {
+        int error = join(sock, epfd, fd, event, &via);
+        if (error == -EINVAL || error == -ELOOP || error == -EMFILE || error == -EAGAIN) {
+            int result = real.epoll_ctl(epfd, operation, fd, event);
+            if (result == 0)           /* it was the companions that stood in the way */
+                give_up(sock, fd, REASON_EPOLL_LIMIT);
+            return result;
+        }
+        if (error) {
+            errno = -error;
+            return -1;
+        }
+        if (!record(sock, epfd, fd, via, event)) {
+            struct sock_registration lost = {epfd, fd, via, event->events, event->data.u64};
+            leave(sock, &lost);
+            give_up(sock, fd, REASON_EPOLL_LOST);
+        }
+        return 0;
+    }
+    if (operation == EPOLL_CTL_DEL && known && via == fd)
+        for (int i = 0; i < sock->ncompanions; i++)
+            real.epoll_ctl(epfd, EPOLL_CTL_DEL, companion_fd(sock, i), NULL);
+    int result = real.epoll_ctl(epfd, operation, via, event);
+    if (result == 0 && known) {
+        if (operation == EPOLL_CTL_DEL)
+            forget(sock, epfd, fd);
+        else
+            record(sock, epfd, fd, via, event);
+    }
+    return result;
+}
+
+int readiness_epoll_ctl(struct sock *sock, int epfd, int operation, int fd, struct epoll_event *event)
+{
+    if (operation != EPOLL_CTL_DEL && !event)
+        return real.epoll_ctl(epfd, operation, fd, event);
+    switch (sock_phase(sock)) {
+    case SOCK_FRESH: return ctl_fresh(sock, epfd, operation, fd, event);
+    case SOCK_LISTENING: return ctl_listener(sock, epfd, operation, fd, event);
+    default: return real.epoll_ctl(epfd, operation, fd, event);
+    }
+}
+
+/* --- poll --- */
+
+/* A listener's private epoll in its place, or fd itself. */
+static int stand_in(int fd)
+{
+    struct sock *sock = fdtable_peek(fd);
+    if (!sock || sock_phase(sock) != SOCK_LISTENING)
+        return fd;
+    sock = fdtable_get(fd);
+    if (!sock)
+        return fd;
+    int private = sock_phase(sock) == SOCK_LISTENING ? readiness_private_epoll(sock, fd) : -1;
+    sock_put(sock);
+    return private < 0 ? fd : private;
+}
+
+static bool is_listener(int fd)
+{
+    struct sock *sock = fdtable_peek(fd);
+    return sock && sock_phase(sock) == SOCK_LISTENING;
+}
+
+/* The kernel adds POLLHUP when the peer of an AF_UNIX socket has closed; TCP only when both directions are shut. */
+static void mask_hangups(struct pollfd *fds, nfds_t count)
+{
+    for (nfds_t i = 0; i < count; i++) {
+        if ((fds[i].revents & (POLLHUP | POLLERR)) != POLLHUP || fds[i].revents == POLLHUP)
+            continue;
+        struct sock *sock = fdtable_companion(fds[i].fd);
+        if (sock && !sock->shut_write)
+            fds[i].revents &= (short)~POLLHUP;
+    }
+}
+
+static int poll_listeners(struct pollfd *fds, nfds_t count, const struct timespec *timeout, const sigset_t *mask)
+{
+    struct pollfd few[64], *copy = few;
+    size_t size = count * sizeof *fds;
+    if (count > sizeof few / sizeof *few) {
+        copy = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (copy == MAP_FAILED) {
+            errno = ENOMEM;
+            return -1;
+        }
+    }
+    for (nfds_t i = 0; i < count; i++) {
+        int via = stand_in(fds[i].fd);
+        copy[i] = fds[i];
+        if (via != fds[i].fd) {
+            copy[i].fd = via;
+            copy[i].events = fds[i].events & (POLLIN | POLLRDNORM);
+        }
+    }
+    int result = real.ppoll(copy, count, timeout, mask), saved = errno;
+    for (nfds_t i = 0; result >= 0 && i < count; i++)
+        fds[i].revents = copy[i].revents;
+    if (copy != few)
+        munmap(copy, size);
+    errno = saved;
+    return result;
+}
+
+static bool polls_listener(const struct pollfd *fds, nfds_t count)
+{
+    for (nfds_t i = 0; i < count; i++)
+        if (is_listener(fds[i].fd))
+            return true;
+    return false;
+}
+
+int readiness_ppoll(struct pollfd *fds, nfds_t count, const struct timespec *timeout, const sigset_t *mask)
+{
+    int result = polls_listener(fds, count) ? poll_listeners(fds, count, timeout, mask)
+                                            : real.ppoll(fds, count, timeout, mask);
+    if (result > 0)
+        mask_hangups(fds, count);
+    return result;
+}
+
+int readiness_poll(struct pollfd *fds, nfds_t count, int timeout)
+{
+    int result;
+    if (polls_listener(fds, count)) {
+        struct timespec limit = {timeout / 1000, timeout % 1000 * 1000000L};
+        result = poll_listeners(fds, count, timeout < 0 ? NULL : &limit, NULL);
+    } else {
+        result = real.poll(fds, count, timeout);
+    }
+    if (result > 0)
+        mask_hangups(fds, count);
+    return result;
+}
+
+/* --- select --- */
+
+#define WORD_BITS (8 * (int)sizeof(unsigned long))
+
+static unsigned long word(const fd_set *set, int index)
+{
+    return set ? ((const unsigned long *)(const void *)set)[index] : 0;
+}
+
+bool readiness_selects(int count, const fd_set *in, const fd_set *out, const fd_set *except)
+{
+    for (int first = 0; first < count; first += WORD_BITS) {
+        unsigned long bits = word(in, first / WORD_BITS) | word(out, first / WORD_BITS) | word(except, first / WORD_BITS);
+        for (; bits; bits &= bits - 1) {
+            int fd = first + __builtin_ctzl(bits);
+            if (fd < count && is_listener(fd))
+                return true;
+        }
+    }
+    return false;
+}
+
+static bool holds(const fd_set *set, int fd)
+{
+    return word(set, fd / WORD_BITS) >> fd % WORD_BITS & 1;
+}
+
+static int keep(fd_set *set, int fd, bool ready)
+{
+    if (!holds(set, fd))
+        return 0;
+    unsigned long *words = (unsigned long *)(void *)set;
+    if (ready)
+        return 1;
+    words[fd / WORD_BITS] &= ~(1ul << fd % WORD_BITS);
+    return 0;
+}
+
+/* select() over a set with a listener: ppoll, because hidden descriptors may exceed FD_SETSIZE. */
+int readiness_select(int count, fd_set *in, fd_set *out, fd_set *except, struct timespec *timeout, const sigset_t *mask)
+{
+    size_t size = (size_t)count * sizeof(struct pollfd);
+    struct pollfd few[64], *fds = few;
+    if (count > (int)(sizeof few / sizeof *few)) {
+        fds = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (fds == MAP_FAILED) {
+            errno = ENOMEM;
+            return -1;
+        }
+    }
+    nfds_t used = 0;
+    for (int fd = 0; fd < count; fd++) {
+        short events = (short)((holds(in, fd) ? POLLIN | POLLRDNORM | POLLRDBAND : 0) |
+                               (holds(out, fd) ? POLLOUT | POLLWRNORM | POLLWRBAND : 0) | (holds(except, fd) ? POLLPRI : 0));
+        if (events)
+            fds[used++] = (struct pollfd){fd, events, 0};
+    }
+    struct timespec start, now, *limit = timeout;
+    if (timeout)
+        clock_gettime(CLOCK_MONOTONIC, &start);
+    int result = readiness_ppoll(fds, used, limit, mask), saved = errno;
+    if (timeout) {                     /* Linux tells how much time was left */
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        int64_t left = (timeout->tv_sec - (now.tv_sec - start.tv_sec)) * 1000000000ll + timeout->tv_nsec -
+                       (now.tv_nsec - start.tv_nsec);
+        if (left < 0)
+            left = 0;
+        *timeout = (struct timespec){left / 1000000000, left % 1000000000};
+    }
+    if (result >= 0) {
+        result = 0;
+        for (nfds_t i = 0; i < used; i++) {
+            short events = fds[i].revents;
+            if (events & POLLNVAL) {
+                result = -1;
+                saved = EBADF;
+                break;
+            }
+            result += keep(in, fds[i].fd, events & (POLLIN | POLLRDNORM | POLLRDBAND | POLLHUP | POLLERR));
+            result += keep(out, fds[i].fd, events & (POLLOUT | POLLWRNORM | POLLWRBAND | POLLERR));
+            result += keep(except, fds[i].fd, events & POLLPRI);
+        }
+    }
+    if (fds != few)
+        munmap(fds, size);
+    errno = saved;
+    return result;
+}

@@ -1,0 +1,25 @@
+/* poll, select and epoll over sockets with companions. A listener with companions has a private epoll of this process
+ * that holds all of its listeners: it waits in the listener's place in poll, select and blocking accept, and stands in
+ * the program's epolls with the program's data, so that one readiness is one event. */
+#ifndef INTERPOSER_READINESS_H
+#define INTERPOSER_READINESS_H
+#include "fdtable.h"
+#include "real.h"
+
+int readiness_ppoll(struct pollfd *fds, nfds_t count, const struct timespec *timeout, const sigset_t *mask);
+int readiness_poll(struct pollfd *fds, nfds_t count, int timeout);
+int readiness_select(int count, fd_set *in, fd_set *out, fd_set *except, struct timespec *timeout, const sigset_t *mask);
+/* Does any of these sets hold a listener with companions? */
+bool readiness_selects(int count, const fd_set *in, const fd_set *out, const fd_set *except);
+int readiness_epoll_ctl(struct sock *sock, int epfd, int operation, int fd, struct epoll_event *event);
+
+/* Around the swap of a companion under its descriptors: takes all registrations out, and puts them in again. */
+void readiness_before_swap(struct sock *sock);
+void readiness_after_swap(struct sock *sock);
+/* After listen(): registrations made before it now stand for the companions too. 0, or minus a reason number. */
+int readiness_adopt_listener(struct sock *sock, int fd);
+/* Before the companions are closed: registrations stand for the TCP listener alone. */
+void readiness_abandon_listener(struct sock *sock, int fd);
+/* The listener's private epoll in this process, made at need; -errno. */
+int readiness_private_epoll(struct sock *sock, int fd);
+#endif

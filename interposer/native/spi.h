@@ -1,0 +1,58 @@
+/* What a SAN provider is: the calls that the switch makes down to it (wsp_*), and the up-calls that it makes to the
+ * switch (wpu_*). The order for one companion is wsp_socket, wsp_bind, wsp_setsockopt for each recorded option that
+ * wsp_supports names, then wsp_listen or wsp_connect; wsp_close_socket exactly once if any of them failed.
+ *
+ * Errors are -errno. A descriptor is the provider's own and opaque to the switch; a handle is the switch's and opaque
+ * to the provider: handles carry a generation, so a stale or foreign one is -ENOTSOCK, never a crash. No call may block,
+ * take a lock across a system call, or write errno on success. */
+#ifndef INTERPOSER_SPI_H
+#define INTERPOSER_SPI_H
+#include "endpoint.h"
+#include "table.h"
+
+typedef uintptr_t wsp_descriptor;
+typedef uint64_t wpu_handle;
+
+struct san_provider {
+    const char *name;
+    uint8_t id;                        /* PROVIDER_* */
+
+    /* Can `remote` be reached? 0, and in *source the address that an unbound client should use; else minus a reason
+     * number. Must be cheap when the answer is no: it is asked for every connection that policy allows. */
+    int (*wsp_reach)(const struct endpoint *remote, struct endpoint *source);
+
+    /* `context` is the switch's, for wpu_create_socket_handle. */
+    int (*wsp_socket)(int family, uintptr_t context, wsp_descriptor *out);
+    int (*wsp_bind)(wsp_descriptor companion, const struct endpoint *local);
+    bool (*wsp_supports)(int level, int name);
+    int (*wsp_setsockopt)(wsp_descriptor companion, int level, int name, const void *value, socklen_t length);
+    /* `v6only`: an IPv6 wildcard listener that takes no IPv4 clients. */
+    int (*wsp_listen)(wsp_descriptor companion, int backlog, bool v6only);
+    /* 0; -EINPROGRESS, and wpu_complete_overlapped_request later; the final codes -ECONNRESET, -ECONNREFUSED and
+     * -EHOSTUNREACH only where TCP would surely fail too; any other error means TCP. */
+    int (*wsp_connect)(wsp_descriptor companion, const struct endpoint *remote);
+    /* A new companion of the listener's, with its handle exchanged as in wsp_socket. -EAGAIN: nobody waits;
+     * -ECONNABORTED: one was turned away, try again. `nonblocking`, `cloexec`: of the native descriptor, if there is. */
+    int (*wsp_accept)(wsp_descriptor listener, uintptr_t context, bool nonblocking, bool cloexec, wsp_descriptor *out,
+                      struct endpoint *local, struct endpoint *peer);
+    int (*wsp_close_socket)(wsp_descriptor companion);
+
+    /* The kernel descriptor behind a companion: a listener's shows readiness, any shows its name space. */
+    int (*wsp_poll_fd)(wsp_descriptor companion);
+    /* Native providers: hands the kernel descriptor of a connected companion over to the switch, gives the handle back
+     * and forgets the companion. Others: -EOPNOTSUPP. */
+    int (*wsp_detach)(wsp_descriptor companion);
+    /* For a descriptor that came from elsewhere (exec, SCM_RIGHTS): is it one of yours, and whose ends are they?
+     * 0 or -ENOTSOCK. */
+    int (*wsp_recognise)(int fd, struct endpoint *local, struct endpoint *peer, bool *v6);
+};
+
+wpu_handle wpu_create_socket_handle(const struct san_provider *provider, wsp_descriptor companion, uintptr_t context);
+int wpu_query_socket_handle_context(wpu_handle handle, uintptr_t *context);
+int wpu_close_socket_handle(wpu_handle handle);
+int wpu_complete_overlapped_request(wpu_handle handle, int error);
+
+extern const struct san_provider provider_unix;
+/* NULL for an id that is not built in. */
+const struct san_provider *provider_by_id(uint8_t id);
+#endif

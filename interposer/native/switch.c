@@ -1,0 +1,616 @@
+/* The socket calls of the program, from socket() to close(): who decides, who serves, what the program is told. Owns no
+ * state but what hangs on a descriptor (fdtable.h). A socket is decided by one thread at a time (SOCK_DECIDING); no lock
+ * is held across a system call. Runs after fork. */
+#include "switch.h"
+#include "companion.h"
+#include "flows.h"
+#include "lifecycle.h"
+#include "netinfo.h"
+#include "options.h"
+#include "readiness.h"
+#include "reasons.h"
+#include "stats.h"
+#include "trace.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <string.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#define SAME_SIDE_IN_A_ROW 8           /* connections from one side of a listener before the other is asked first */
+
+static int fail(int error)
+{
+    errno = error;
+    return -1;
+}
+
+/* --- deciding --- */
+
+static void publish(int fd, struct sock *sock, uint32_t provider)
+{
+    char rule[STATS_RULE_SIZE];
+    flows_rule_text(sock->rule, rule, sizeof rule);
+    stats_row_set(fd, sock->role, sock->family, provider, sock->reason, &sock->local, &sock->remote, 0, rule);
+}
+
+/* The socket is TCP's from here on. */
+static void stay_on_tcp(int fd, struct sock *sock, uint32_t role, int reason)
+{
+    sock->role = (uint8_t)role;
+    sock->reason = (uint8_t)reason;
+    atomic_store(&sock->phase, SOCK_TCP);
+    publish(fd, sock, PROVIDER_NONE);
+    if (role == ROW_LISTEN)
+        stats_listener(PROVIDER_NONE);
+    else
+        stats_connection(PROVIDER_NONE);
+    stats_reason((uint32_t)reason);
+    trace_log("%s fd %d: TCP, reason %d", role == ROW_LISTEN ? "listen" : "connect", fd, reason);
+}
+
+static void decide(struct sock *sock, uint8_t role, const struct endpoint *local, const struct endpoint *remote,
+                   struct verdict *verdict)
+{
+    flows_decide(role, sock->family, local, remote, verdict);
+    sock->rule = verdict->rule;
+    if (verdict->action == ACTION_SAN && lifecycle_bypassed()) {
+        verdict->action = ACTION_TCP;
+        verdict->reason = REASON_IO_URING;
+    }
+    if (verdict->action != ACTION_SAN && !verdict->reason)
+        verdict->reason = REASON_POLICY_TCP;
+}
+
+/* The socket in SOCK_DECIDING and in our hands, or NULL where libc should answer. */
+static struct sock *begin(int fd)
+{
+    uint8_t expected = SOCK_FRESH;
+    struct sock *sock = fdtable_get(fd);
+    if (!sock)
+        return NULL;
+    lifecycle_check();
+    if (!switch_guard && !lifecycle_borrowed() && atomic_compare_exchange_strong(&sock->phase, &expected, SOCK_DECIDING))
+        return sock;
+    sock_put(sock);
+    return NULL;
+}
+
+/* --- socket, listen, connect --- */
+
+int switch_socket(int domain, int type, int protocol)
+{
+    int fd = real.socket(domain, type, protocol);
+    if (fd < 0 || lifecycle_borrowed())
+        return fd;
+    bool tcp = (domain == AF_INET || domain == AF_INET6) && (type & 0xf) == SOCK_STREAM &&
+               (protocol == 0 || protocol == IPPROTO_TCP);
+    struct sock *sock = tcp && !switch_guard ? fdtable_new(fd, domain, SOCK_FRESH) : NULL;
+    if (sock) {
+        sock->fork_count = lifecycle_forks();
+        sock_put(sock);
+    } else {
+        fdtable_drop(fd);
+    }
+    return fd;
+}
+
+int switch_listen(int fd, int backlog)
+{
+    struct sock *sock = begin(fd);
+    int result = real.listen(fd, backlog);
+    if (!sock)
+        return result;
+    if (result < 0) {
+        atomic_store(&sock->phase, SOCK_FRESH);
+        sock_put(sock);
+        return result;
+    }
+    int saved = errno;
+    struct verdict verdict;
+    struct endpoint nobody = {0};
+    struct sockaddr_storage address;
+    socklen_t length = sizeof address;
+    sock->bound = true;
+    if (real.getsockname(fd, (struct sockaddr *)&address, &length) == 0)
+        endpoint_from_sockaddr(&sock->local, (struct sockaddr *)&address, length);
+    decide(sock, ROLE_LISTEN, &sock->local, &nobody, &verdict);
+    sock->strict = verdict.otherwise == OTHERWISE_ERROR;
+    int reason = -verdict.reason;
+    if (verdict.action == ACTION_SAN)
+        reason = companion_listen(sock, fd, &verdict, backlog);
+    if (reason == 0) {
+        sock->role = ROW_LISTEN;
+        atomic_store(&sock->phase, SOCK_LISTENING);
+        for (int i = 0; i < sock->ncompanions; i++)
+            stats_listener(sock->companions[i].provider->id);
+        publish(fd, sock, sock->companions[0].provider->id);
+        trace_log("listen fd %d: provider %s", fd, sock->companions[0].provider->name);
+    } else {
+        stay_on_tcp(fd, sock, ROW_LISTEN, -reason);
+        if (sock->strict) {            /* X7: a listener that TCP alone would serve is none */
+            real.shutdown(fd, SHUT_RDWR);
+            saved = EADDRNOTAVAIL;
+            result = -1;
+        }
+    }
+    sock_put(sock);
+    errno = saved;
+    return result;
+}
+
+static bool is_nonblocking(int fd)
+{
+    int flags = real.fcntl(fd, F_GETFL, 0);
+    return flags >= 0 && flags & O_NONBLOCK;
+}
+
+/* connect() on a descriptor that a companion carries already. */
+static int connect_again(struct sock *sock, int fd, const struct sockaddr *address, socklen_t length)
+{
+    if (address && length >= sizeof address->sa_family && address->sa_family == AF_UNSPEC) {
+        int shadow = atomic_load(&sock->shadow), flags = real.fcntl(fd, F_GETFD, 0);
+        if (shadow < 0 || sock->role != ROW_CONNECT)
+            return fail(EOPNOTSUPP);
+        int status = real.fcntl(fd, F_GETFL, 0);
+        real.fcntl(shadow, F_SETFL, status & O_NONBLOCK);
+        if (real.dup3(shadow, fd, flags & FD_CLOEXEC ? O_CLOEXEC : 0) < 0)
+            return -1;
+        hidden_close(atomic_exchange(&sock->shadow, -1));
+        stay_on_tcp(fd, sock, ROW_CONNECT, REASON_RECONNECT);
+        return 0;
+    }
+    if (sock->announce) {
+        sock->announce = false;
+        return 0;
+    }
+    return fail(EISCONN);
+}
+
+/* Decides for a socket in SOCK_DECIDING. 0: connected by a companion. 1: TCP, which the caller is to try. -1: errno. */
+static int decide_connect(struct sock *sock, int fd, const struct endpoint *remote)
+{
+    struct verdict verdict;
+    struct endpoint local = {0};
+    struct sockaddr_storage own;
+    socklen_t length = sizeof own;
+    if (sock->bound && real.getsockname(fd, (struct sockaddr *)&own, &length) == 0)
+        endpoint_from_sockaddr(&local, (struct sockaddr *)&own, length);
+    decide(sock, ROLE_CONNECT, &local, remote, &verdict);
+    int reason = -verdict.reason;
+    if (verdict.action == ACTION_SAN)
+        reason = companion_connect(sock, fd, remote, &verdict);
+    sock->remote = *remote;
+    if (reason == 0) {
+        uint8_t provider = sock->companions[0].provider->id;
+        sock->role = ROW_CONNECT;
+        sock->announce = is_nonblocking(fd);
+        atomic_store(&sock->phase, SOCK_CONNECTED);
+        stats_connection(provider);
+        publish(fd, sock, provider);
+        trace_log("connect fd %d: provider %s", fd, sock->companions[0].provider->name);
+        return 0;
+    }
+    if (reason > 0 || verdict.otherwise == OTHERWISE_ERROR) {
+        stats_reason(reason > 0 ? REASON_REFUSED : (uint32_t)-reason);
+        atomic_store(&sock->phase, SOCK_FRESH);
+        return fail(reason > 0 ? reason : ECONNREFUSED);
+    }
+    sock->local = local;
+    stay_on_tcp(fd, sock, ROW_CONNECT, -reason);
+    return 1;
+}
+
+int switch_connect(int fd, const struct sockaddr *address, socklen_t length)
+{
+    struct endpoint remote;
+    struct sock *sock = fdtable_companion(fd) ? fdtable_get(fd) : NULL;
+    if (sock && sock_phase(sock) == SOCK_CONNECTED) {
+        int result = connect_again(sock, fd, address, length);
+        sock_put(sock);
+        return result;
+    }
+    if (sock)
+        sock_put(sock);
+    if (!fdtable_peek(fd) || !address || !endpoint_from_sockaddr(&remote, address, length) || !remote.port ||
+        endpoint_is_wildcard(&remote) || !(sock = begin(fd)))
+        return real.connect(fd, address, length);
+    if (endpoint_is_v4(&remote) != (sock->family == AF_INET) && sock->family == AF_INET) {
+        atomic_store(&sock->phase, SOCK_FRESH);   /* an IPv6 address on an IPv4 socket: libc's error */
+        sock_put(sock);
+        return real.connect(fd, address, length);
+    }
+    int saved = errno, result = decide_connect(sock, fd, &remote);
+    if (result == 0) {
+        result = sock->announce ? fail(EINPROGRESS) : 0;
+        if (result == 0)
+            errno = saved;
+    } else if (result > 0) {
+        errno = saved;
+        result = real.connect(fd, address, length);
+    }
+    sock_put(sock);
+    return result;
+}
+
+bool switch_fast_open(int fd, const struct sockaddr *address, socklen_t length, int *result)
+{
+    struct sock *sock = fdtable_peek(fd);
+    if (!sock || sock_phase(sock) != SOCK_FRESH || !address)
+        return false;
+    struct endpoint remote;
+    if (!endpoint_from_sockaddr(&remote, address, length) || !(sock = begin(fd)))
+        return false;
+    int saved = errno, decided = decide_connect(sock, fd, &remote);
+    sock->announce = false;
+    sock_put(sock);
+    if (decided > 0) {                 /* TCP: the kernel's own fast open */
+        errno = saved;
+        return false;
+    }
+    *result = decided;
+    if (decided == 0)
+        errno = saved;
+    return true;
+}
+
+/* --- accept --- */
+
+/* Was every handler that may have interrupted us installed with SA_RESTART? epoll_wait never restarts; accept does. */
+static bool restarts(void)
+{
+    int saved = errno;
+    bool all = true;
+    for (int number = 1; all && number < NSIG; number++) {
+        struct sigaction action;
+        if (sigaction(number, NULL, &action) == 0 && action.sa_handler != SIG_DFL && action.sa_handler != SIG_IGN &&
+            !(action.sa_flags & SA_RESTART))
+            all = false;
+    }
+    errno = saved;
+    return all;
+}
+
+static struct sock *adopt_accepted(int fd, struct sock *listener, enum sock_phase phase)
+{
+    struct sock *sock = fdtable_new(fd, listener->family, phase);
+    if (sock) {
+        sock->role = ROW_ACCEPT;
+        sock->rule = listener->rule;
+        sock->fork_count = lifecycle_forks();
+    }
+    return sock;
+}
+
+static int accept_companion(struct sock *listener, int index, struct sockaddr *address, socklen_t *length, int flags)
+{
+    struct endpoint local, peer;
+    int fd;
+    do
+        fd = companion_accept(listener, index, flags & SOCK_NONBLOCK, flags & SOCK_CLOEXEC, &local, &peer);
+    while (fd == -ECONNABORTED);
+    if (fd < 0)
+        return fd;
+    struct sock *sock = adopt_accepted(fd, listener, SOCK_DECIDING);
+    if (!sock) {
+        real.close(fd);
+        return -ENOMEM;
+    }
+    sock->local = local;
+    sock->remote = peer;
+    sock->companions[0].provider = listener->companions[index].provider;
+    sock->noptions = listener->noptions;
+    memcpy(sock->options, listener->options, sizeof *sock->options * listener->noptions);
+    atomic_store(&sock->phase, SOCK_CONNECTED);
+    stats_connection(sock->companions[0].provider->id);
+    publish(fd, sock, sock->companions[0].provider->id);
+    sock_put(sock);
+    if (address && length)
+        endpoint_to_sockaddr(&peer, listener->family, address, length);
+    return fd;
+}
+
+static int accept_real(int fd, struct sockaddr *address, socklen_t *length, int flags, bool plain)
+{
+    return plain ? real.accept(fd, address, length) : real.accept4(fd, address, length, flags);
+}
+
+/* A connection that came by TCP to a listener that we know. */
+static int accept_tcp(struct sock *listener, int fd, struct sockaddr *address, socklen_t *length, int flags, bool plain)
+{
+    int accepted = accept_real(fd, address, length, flags, plain);
+    if (accepted < 0)
+        return -errno;
+    int reason = listener->ncompanions ? REASON_PEER_TCP : listener->reason;
+    if (listener->strict) {
+        real.close(accepted);
+        stats_reason((uint32_t)reason);
+        return -ECONNABORTED;
+    }
+    struct sock *sock = adopt_accepted(accepted, listener, SOCK_TCP);
+    if (sock) {
+        sock->reason = (uint8_t)reason;
+        publish(accepted, sock, PROVIDER_NONE);
+        sock_put(sock);
+    }
+    stats_connection(PROVIDER_NONE);
+    stats_reason((uint32_t)reason);
+    return accepted;
+}
+
+/* Whoever has a connection. Sides take turns after a run, so that neither starves the other. -EAGAIN: nobody. */
+static int accept_any(struct sock *sock, int fd, struct sockaddr *address, socklen_t *length, int flags, bool plain)
+{
+    int sides = sock->ncompanions + 1, first = sock->turn / SAME_SIDE_IN_A_ROW % sides, result = -EAGAIN;
+    for (int turn = 0; turn < sides && (result == -EAGAIN || result == -ECONNABORTED); turn++) {
+        int side = (first + turn) % sides;
+        do
+            result = side < sock->ncompanions ? accept_companion(sock, side, address, length, flags)
+                                              : accept_tcp(sock, fd, address, length, flags, plain);
+        while (result == -ECONNABORTED && side == sock->ncompanions && sock->strict);
+        if (result >= 0)
+            sock->turn = (uint8_t)(side == first ? sock->turn + 1 : side * SAME_SIDE_IN_A_ROW);
+    }
+    return result;
+}
+
+static int64_t receive_timeout(int fd)
+{
+    struct timeval limit = {0};
+    socklen_t length = sizeof limit;
+    if (real.getsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, &length) < 0 || (!limit.tv_sec && !limit.tv_usec))
+        return -1;
+    return limit.tv_sec * 1000 + (limit.tv_usec + 999) / 1000;
+}
+
+static int64_t now_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+/* 0 when something may be there, or -errno as a blocking accept would give. */
+static int wait_for_connection(struct sock *sock, int fd, int64_t *deadline)
+{
+    int epfd = readiness_private_epoll(sock, fd);
+    if (epfd < 0)
+        return epfd;
+    if (*deadline == 0) {
+        int64_t limit = receive_timeout(fd);
+        *deadline = limit < 0 ? -1 : now_ms() + limit;
+    }
+    for (;;) {
+        int64_t left = *deadline < 0 ? -1 : *deadline - now_ms();
+        if (*deadline >= 0 && left <= 0)
+            return -EAGAIN;
+        struct epoll_event event;
+        int count = epoll_wait(epfd, &event, 1, left > INT32_MAX ? INT32_MAX : (int)left);
+        if (count > 0)
+            return 0;
+        if (count < 0 && (errno != EINTR || *deadline >= 0 || !restarts()))
+            return -errno;
+    }
+}
+
+static int accept_listening(struct sock *sock, int fd, struct sockaddr *address, socklen_t *length, int flags, bool plain)
+{
+    int64_t deadline = 0;
+    for (;;) {
+        int result = accept_any(sock, fd, address, length, flags, plain);
+        if (result != -EAGAIN || sock->nonblocking)
+            return result;
+        result = wait_for_connection(sock, fd, &deadline);
+        if (result < 0)
+            return result;
+    }
+}
+
+int switch_accept(int fd, struct sockaddr *address, socklen_t *length, int flags, bool plain)
+{
+    struct sock *sock = fdtable_get(fd);
+    int result, saved = errno;
+    if (!sock || switch_guard || lifecycle_borrowed()) {
+        result = accept_real(fd, address, length, flags, plain);
+        if (sock)
+            sock_put(sock);
+        else if (result >= 0)
+            fdtable_drop(result);
+        return result;
+    }
+    lifecycle_check();
+    if (flags & ~(SOCK_NONBLOCK | SOCK_CLOEXEC))
+        result = -EINVAL;
+    else if (sock_phase(sock) == SOCK_LISTENING)
+        result = accept_listening(sock, fd, address, length, flags, plain);
+    else if (sock_phase(sock) == SOCK_CONNECTED)
+        result = -EINVAL;
+    else
+        do
+            result = accept_tcp(sock, fd, address, length, flags, plain);
+        while (result == -ECONNABORTED && sock->strict);
+    sock_put(sock);
+    if (result < 0)
+        return fail(-result);
+    errno = saved;
+    return result;
+}
+
+/* --- names --- */
+
+static const struct san_provider *const native_providers[] = {&provider_unix};
+
+/* A companion that came from elsewhere (exec, SCM_RIGHTS): its state is in its kernel names. */
+static struct sock *adopt_native(int fd)
+{
+    struct endpoint local, peer;
+    bool v6;
+    for (size_t i = 0; i < sizeof native_providers / sizeof *native_providers; i++) {
+        if (native_providers[i]->wsp_recognise(fd, &local, &peer, &v6) != 0)
+            continue;
+        struct sock *sock = fdtable_new(fd, v6 ? AF_INET6 : AF_INET, SOCK_DECIDING);
+        if (!sock)
+            return NULL;
+        sock->local = local;
+        sock->remote = peer;
+        sock->role = ROW_CONNECT;
+        sock->companions[0].provider = native_providers[i];
+        atomic_store(&sock->phase, SOCK_CONNECTED);
+        publish(fd, sock, native_providers[i]->id);
+        return sock;
+    }
+    return NULL;
+}
+
+struct sock *switch_adopt(int fd)
+{
+    int saved = errno;
+    struct sock *sock = NULL;
+    if (lifecycle_active && !switch_guard && !lifecycle_borrowed() && !fdtable_peek(fd))
+        sock = adopt_native(fd);
+    errno = saved;
+    return sock;
+}
+
+static int name(int fd, struct sockaddr *address, socklen_t *length, bool peer)
+{
+    struct sock *sock = fdtable_companion(fd) ? fdtable_get(fd) : NULL;
+    if (!sock) {
+        socklen_t room = length ? *length : 0;
+        int result = (peer ? real.getpeername : real.getsockname)(fd, address, length);
+        /* Only an AF_UNIX socket can be a companion from elsewhere, and the family is the first field of any answer. */
+        if (result < 0 || (room >= sizeof address->sa_family && address->sa_family != AF_UNIX) || !(sock = switch_adopt(fd)))
+            return result;
+        *length = room;
+    }
+    int result = 0;
+    if (!length || !address)
+        result = fail(EFAULT);
+    else if ((int)*length < 0)
+        result = fail(EINVAL);
+    else
+        endpoint_to_sockaddr(peer ? &sock->remote : &sock->local, sock->family, address, length);
+    sock_put(sock);
+    return result;
+}
+
+int switch_getsockname(int fd, struct sockaddr *address, socklen_t *length)
+{
+    return name(fd, address, length, false);
+}
+
+int switch_getpeername(int fd, struct sockaddr *address, socklen_t *length)
+{
+    return name(fd, address, length, true);
+}
+
+/* --- shutdown, close, dup, fcntl --- */
+
+int switch_shutdown(int fd, int how)
+{
+    struct sock *sock = fdtable_get(fd);
+    if (!sock)
+        return real.shutdown(fd, how);
+    int result;
+    if (sock_phase(sock) == SOCK_CONNECTED) {
+        if (how == SHUT_RD && !sock->shut_write) {   /* told to the kernel, it would give the peer EPIPE */
+            sock->shut_read = true;
+            result = 0;
+        } else {
+            result = real.shutdown(fd, sock->shut_read && how == SHUT_WR ? SHUT_RDWR : how);
+        }
+        if (result == 0 && how != SHUT_RD)
+            sock->shut_write = true;
+    } else {
+        uint8_t listening = SOCK_LISTENING;
+        if (how != SHUT_WR && atomic_compare_exchange_strong(&sock->phase, &listening, SOCK_DECIDING)) {
+            companion_leave(sock, fd);
+            result = real.shutdown(fd, how);
+            atomic_store(&sock->phase, SOCK_FRESH);   /* a new listen() makes new companions */
+        } else {
+            result = real.shutdown(fd, how);
+        }
+    }
+    sock_put(sock);
+    return result;
+}
+
+int switch_close(int fd)
+{
+    if (lifecycle_borrowed())
+        return real.close(fd);
+    if (hidden_is(fd))
+        return fail(EBADF);
+    fdtable_drop(fd);                  /* first: the number may be another thread's as soon as it is closed */
+    return real.close(fd);
+}
+
+struct gap {
+    unsigned from;
+    int result;
+};
+
+static bool close_gap(int fd, struct sock *sock, void *context)
+{
+    struct gap *gap = context;
+    if (sock_phase(sock) != SOCK_HIDDEN) {
+        fdtable_drop(fd);
+        return true;
+    }
+    if ((unsigned)fd > gap->from)
+        gap->result = real.close_range(gap->from, (unsigned)fd - 1, 0);
+    gap->from = (unsigned)fd + 1;
+    return gap->result == 0;
+}
+
+int switch_close_range(unsigned first, unsigned last, int flags)
+{
+    if (!lifecycle_active || lifecycle_borrowed() || flags || first > last)   /* CLOEXEC: hidden ones are anyway */
+        return real.close_range(first, last, flags);
+    struct gap gap = {first, 0};
+    fdtable_each(first, last, close_gap, &gap);
+    if (gap.result < 0)
+        return -1;
+    return gap.from <= last && gap.from >= first ? real.close_range(gap.from, last, 0) : 0;
+}
+
+void switch_duplicated(int from, int to)
+{
+    if (to < 0 || from == to || lifecycle_borrowed())
+        return;
+    struct sock *sock = fdtable_get(from);
+    if (!sock) {
+        fdtable_drop(to);
+        return;
+    }
+    fdtable_alias(to, sock);
+    stats_row_copy(from, to);
+    sock_put(sock);
+}
+
+int switch_dup2(int from, int to, int flags, bool three)
+{
+    if (hidden_is(to) && from != to && !lifecycle_borrowed())
+        return fail(EBADF);            /* as if the number were beyond the limit */
+    int result = three ? real.dup3(from, to, flags) : real.dup2(from, to);
+    switch_duplicated(from, result);
+    return result;
+}
+
+int switch_fcntl(struct sock *sock, int fd, int command, long argument)
+{
+    int result;
+    switch (command) {
+    case F_GETFL:
+        result = real.fcntl(fd, command, argument);
+        return result >= 0 && !sock->nonblocking ? result & ~O_NONBLOCK : result;
+    case F_SETFL:
+        result = real.fcntl(fd, command, argument | O_NONBLOCK);
+        if (result == 0)
+            sock->nonblocking = argument & O_NONBLOCK;
+        return result;
+    default:
+        return real.fcntl(fd, command, argument);
+    }
+}

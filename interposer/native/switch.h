@@ -1,0 +1,28 @@
+/* The switch: what the hooks in shim.c call for sockets that it knows. Every function answers as the libc call of the
+ * same name would, errno included. */
+#ifndef INTERPOSER_SWITCH_H
+#define INTERPOSER_SWITCH_H
+#include "fdtable.h"
+#include "real.h"
+
+/* Non-zero in a thread: every hook passes straight to libc (the embedded engine's own I/O, the switch's start). */
+extern _Thread_local int switch_guard;
+
+int switch_socket(int domain, int type, int protocol);
+int switch_listen(int fd, int backlog);
+int switch_connect(int fd, const struct sockaddr *address, socklen_t length);
+int switch_accept(int fd, struct sockaddr *address, socklen_t *length, int flags, bool plain);
+int switch_getsockname(int fd, struct sockaddr *address, socklen_t *length);
+int switch_getpeername(int fd, struct sockaddr *address, socklen_t *length);
+/* State for a native companion that this process did not make, with a reference; NULL for any other descriptor. */
+struct sock *switch_adopt(int fd);
+int switch_shutdown(int fd, int how);
+int switch_close(int fd);
+int switch_close_range(unsigned first, unsigned last, int flags);
+void switch_duplicated(int from, int to);        /* after the real dup */
+int switch_dup2(int from, int to, int flags, bool three);
+/* F_GETFL and F_SETFL of a listener with companions, whose O_NONBLOCK is ours. */
+int switch_fcntl(struct sock *sock, int fd, int command, long argument);
+/* MSG_FASTOPEN on a socket that is not connected: decides and connects; false where libc should do it all. */
+bool switch_fast_open(int fd, const struct sockaddr *address, socklen_t length, int *result);
+#endif

@@ -1,0 +1,55 @@
+/* Owns the handles that providers hold. A handle is an index and the generation of its pool item, so one that was given
+ * back is recognised for ever. Lock-free; runs after fork and in signal handlers. */
+#include "fdtable.h"
+#include "readiness.h"
+#include <errno.h>
+
+struct handle {
+    struct pool_item item;
+    const struct san_provider *provider;
+    wsp_descriptor companion;
+    _Atomic uintptr_t context;
+};
+
+static struct pool handles = {.item_size = sizeof(struct handle)};
+
+static struct handle *resolve(wpu_handle number)
+{
+    struct handle *handle = (uint32_t)number ? pool_at(&handles, (uint32_t)number - 1) : NULL;
+    return handle && atomic_load(&handle->item.generation) == (uint32_t)(number >> 32) && handle->context ? handle : NULL;
+}
+
+wpu_handle wpu_create_socket_handle(const struct san_provider *provider, wsp_descriptor companion, uintptr_t context)
+{
+    struct handle *handle = context ? pool_take(&handles) : NULL;
+    if (!handle)
+        return 0;
+    handle->provider = provider;
+    handle->companion = companion;
+    atomic_store(&handle->context, context);
+    return (wpu_handle)atomic_load(&handle->item.generation) << 32 | (handle->item.index + 1);
+}
+
+int wpu_query_socket_handle_context(wpu_handle number, uintptr_t *context)
+{
+    struct handle *handle = resolve(number);
+    if (!handle)
+        return -ENOTSOCK;
+    *context = atomic_load(&handle->context);
+    return 0;
+}
+
+int wpu_close_socket_handle(wpu_handle number)
+{
+    struct handle *handle = resolve(number);
+    uintptr_t context = handle ? atomic_load(&handle->context) : 0;
+    if (!context || !atomic_compare_exchange_strong(&handle->context, &context, 0))
+        return -ENOTSOCK;
+    pool_give(&handles, handle);
+    return 0;
+}
+
+const struct san_provider *provider_by_id(uint8_t id)
+{
+    return id == PROVIDER_UNIX ? &provider_unix : NULL;
+}

@@ -1,0 +1,395 @@
+/* The exported hooks and nothing else: each looks its descriptor up and hands on to the switch, or to libc. Declared and
+ * exported from hooks.def; the C names carry a prefix so that libc's own prototypes do not stand in the way. */
+#include "interposer/native/real.h"
+
+#include "interposer/native/data.h"
+#include "interposer/native/lifecycle.h"
+#include "interposer/native/options.h"
+#include "interposer/native/readiness.h"
+#include "interposer/native/switch.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define HOOK(type, name, parameters, arguments)                                                                        \
+    __attribute__((visibility("default"))) type hook_##name parameters __asm__(#name);
+#include "interposer/native/hooks.def"
+#undef HOOK
+
+/* --- life and addresses --- */
+
+int hook_socket(int domain, int type, int protocol)
+{
+    return lifecycle_active ? switch_socket(domain, type, protocol) : real.socket(domain, type, protocol);
+}
+
+int hook_bind(int fd, const struct sockaddr *address, socklen_t length)
+{
+    struct sock *sock = fdtable_peek(fd);
+    int result = real.bind(fd, address, length);
+    if (sock && result == 0)
+        sock->bound = true;
+    return result;
+}
+
+int hook_listen(int fd, int backlog)
+{
+    return fdtable_peek(fd) ? switch_listen(fd, backlog) : real.listen(fd, backlog);
+}
+
+int hook_connect(int fd, const struct sockaddr *address, socklen_t length)
+{
+    return fdtable_peek(fd) ? switch_connect(fd, address, length) : real.connect(fd, address, length);
+}
+
+int hook_accept(int fd, struct sockaddr *address, socklen_t *length)
+{
+    return lifecycle_active ? switch_accept(fd, address, length, 0, true) : real.accept(fd, address, length);
+}
+
+int hook_accept4(int fd, struct sockaddr *address, socklen_t *length, int flags)
+{
+    return lifecycle_active ? switch_accept(fd, address, length, flags, false) : real.accept4(fd, address, length, flags);
+}
+
+int hook_getsockname(int fd, struct sockaddr *address, socklen_t *length)
+{
+    return lifecycle_active ? switch_getsockname(fd, address, length) : real.getsockname(fd, address, length);
+}
+
+int hook_getpeername(int fd, struct sockaddr *address, socklen_t *length)
+{
+    return lifecycle_active ? switch_getpeername(fd, address, length) : real.getpeername(fd, address, length);
+}
+
+int hook_shutdown(int fd, int how)
+{
+    return fdtable_peek(fd) ? switch_shutdown(fd, how) : real.shutdown(fd, how);
+}
+
+int hook_close(int fd)
+{
+    return fdtable_peek(fd) ? switch_close(fd) : real.close(fd);
+}
+
+int hook_close_range(unsigned first, unsigned last, int flags)
+{
+    return switch_close_range(first, last, flags);
+}
+
+void hook_closefrom(int first)
+{
+    /* libc's own closes what it can and aborts otherwise; the range call does the same here */
+    if (switch_close_range(first < 0 ? 0 : (unsigned)first, ~0u, 0) < 0)
+        real.closefrom(first);
+}
+
+int hook_fclose(FILE *stream)
+{
+    int fd = fileno_unlocked(stream);
+    if (fd >= 0 && fdtable_peek(fd) && !lifecycle_borrowed()) {
+        fflush_unlocked(stream);       /* while the state still says how to send */
+        fdtable_drop(fd);
+    }
+    return real.fclose(stream);
+}
+
+int hook_dup(int fd)
+{
+    int result = real.dup(fd);
+    if (lifecycle_active)
+        switch_duplicated(fd, result);
+    return result;
+}
+
+int hook_dup2(int from, int to)
+{
+    return lifecycle_active ? switch_dup2(from, to, 0, false) : real.dup2(from, to);
+}
+
+int hook_dup3(int from, int to, int flags)
+{
+    return lifecycle_active ? switch_dup2(from, to, flags, true) : real.dup3(from, to, flags);
+}
+
+/* fcntl64 is what programs built against glibc 2.28 or newer call; the two are one function there. */
+int hook_fcntl(int fd, int command, long argument)
+{
+    struct sock *sock = fdtable_peek(fd);
+    if (!sock)
+        return real.fcntl(fd, command, argument);
+    if (command == F_DUPFD || command == F_DUPFD_CLOEXEC) {
+        int result = real.fcntl(fd, command, argument);
+        switch_duplicated(fd, result);
+        return result;
+    }
+    return sock_phase(sock) == SOCK_LISTENING ? switch_fcntl(sock, fd, command, argument)
+                                              : real.fcntl(fd, command, argument);
+}
+
+int hook_fcntl64(int fd, int command, long argument)
+{
+    return hook_fcntl(fd, command, argument);
+}
+
+int hook_ioctl(int fd, unsigned long request, void *argument)
+{
+    struct sock *sock = fdtable_peek(fd);
+    int result = real.ioctl(fd, request, argument);
+    if (sock && result == 0 && request == FIONBIO && sock_phase(sock) == SOCK_LISTENING) {
+        sock->nonblocking = *(int *)argument;
+        if (!sock->nonblocking) {      /* the program's view; the listener itself stays non-blocking */
+            int on = 1;
+            real.ioctl(fd, request, &on);
+        }
+    }
+    return result;
+}
+
+/* --- options --- */
+
+int hook_setsockopt(int fd, int level, int name, const void *value, socklen_t length)
+{
+    struct sock *sock = fdtable_peek(fd);
+    if (sock && sock_phase(sock) == SOCK_CONNECTED)
+        return options_set(sock, fd, level, name, value, length);
+    int result = real.setsockopt(fd, level, name, value, length);
+    if (sock && result == 0 && sock_phase(sock) != SOCK_HIDDEN)
+        options_record(sock, level, name, value, length);
+    else if (result < 0 && errno == EOPNOTSUPP && (sock = switch_adopt(fd))) {
+        result = options_set(sock, fd, level, name, value, length);
+        sock_put(sock);
+    }
+    return result;
+}
+
+int hook_getsockopt(int fd, int level, int name, void *value, socklen_t *length)
+{
+    struct sock *sock = fdtable_companion(fd);
+    if (sock)
+        return options_get(sock, fd, level, name, value, length);
+    socklen_t room = length ? *length : 0;
+    int result = real.getsockopt(fd, level, name, value, length);
+    bool foreign = result < 0 ? errno == EOPNOTSUPP
+                              : level == SOL_SOCKET && (name == SO_DOMAIN || name == SO_PROTOCOL) && room >= sizeof(int) &&
+                                    *(int *)value == (name == SO_DOMAIN ? AF_UNIX : 0);
+    if (foreign && (sock = switch_adopt(fd))) {
+        *length = room;
+        result = options_get(sock, fd, level, name, value, length);
+        sock_put(sock);
+    }
+    return result;
+}
+
+/* --- data --- */
+
+ssize_t hook_read(int fd, void *buffer, size_t size)
+{
+    struct sock *sock = fdtable_companion(fd);
+    return sock && sock->shut_read ? data_recv(sock, fd, buffer, size, 0) : real.read(fd, buffer, size);
+}
+
+ssize_t hook_readv(int fd, const struct iovec *vector, int count)
+{
+    struct sock *sock = fdtable_companion(fd);
+    return sock ? data_readv(sock, fd, vector, count) : real.readv(fd, vector, count);
+}
+
+ssize_t hook_recv(int fd, void *buffer, size_t size, int flags)
+{
+    struct sock *sock = fdtable_companion(fd);
+    return sock ? data_recv(sock, fd, buffer, size, flags) : real.recv(fd, buffer, size, flags);
+}
+
+ssize_t hook_recvfrom(int fd, void *buffer, size_t size, int flags, struct sockaddr *address, socklen_t *length)
+{
+    struct sock *sock = fdtable_companion(fd);
+    if (!sock)
+        return real.recvfrom(fd, buffer, size, flags, address, length);
+    ssize_t result = data_recv(sock, fd, buffer, size, flags);
+    if (result >= 0 && address && length)
+        *length = 0;                   /* as TCP answers */
+    return result;
+}
+
+ssize_t hook_recvmsg(int fd, struct msghdr *message, int flags)
+{
+    struct sock *sock = fdtable_companion(fd);
+    return sock ? data_recvmsg(sock, fd, message, flags) : real.recvmsg(fd, message, flags);
+}
+
+int hook_recvmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags, struct timespec *timeout)
+{
+    struct sock *sock = fdtable_companion(fd);
+    return sock ? data_recvmmsg(sock, fd, messages, count, flags, timeout)
+                : real.recvmmsg(fd, messages, count, flags, timeout);
+}
+
+ssize_t hook_write(int fd, const void *buffer, size_t size)
+{
+    return fdtable_companion(fd) ? data_send(fd, buffer, size, 0) : real.write(fd, buffer, size);
+}
+
+ssize_t hook_writev(int fd, const struct iovec *vector, int count)
+{
+    return fdtable_companion(fd) ? data_writev(fd, vector, count) : real.writev(fd, vector, count);
+}
+
+ssize_t hook_send(int fd, const void *buffer, size_t size, int flags)
+{
+    return fdtable_companion(fd) ? data_send(fd, buffer, size, flags) : real.send(fd, buffer, size, flags);
+}
+
+ssize_t hook_sendto(int fd, const void *buffer, size_t size, int flags, const struct sockaddr *address, socklen_t length)
+{
+    int connected = 0;
+    if (flags & MSG_FASTOPEN && switch_fast_open(fd, address, length, &connected) && connected < 0)
+        return -1;
+    return fdtable_companion(fd) ? data_send(fd, buffer, size, flags)
+                                 : real.sendto(fd, buffer, size, flags, address, length);
+}
+
+ssize_t hook_sendmsg(int fd, const struct msghdr *message, int flags)
+{
+    int connected = 0;
+    if (flags & MSG_FASTOPEN && message && switch_fast_open(fd, message->msg_name, message->msg_namelen, &connected) &&
+        connected < 0)
+        return -1;
+    return fdtable_companion(fd) ? data_sendmsg(fd, message, flags) : real.sendmsg(fd, message, flags);
+}
+
+int hook_sendmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags)
+{
+    return fdtable_companion(fd) ? data_sendmmsg(fd, messages, count, flags) : real.sendmmsg(fd, messages, count, flags);
+}
+
+/* sendfile on a companion is the kernel's own; the hook is here for providers that move data themselves. */
+ssize_t hook_sendfile(int to, int from, off_t *offset, size_t size)
+{
+    return real.sendfile(to, from, offset, size);
+}
+
+ssize_t hook_sendfile64(int to, int from, off_t *offset, size_t size)
+{
+    return real.sendfile64(to, from, offset, size);
+}
+
+/* --- readiness --- */
+
+int hook_poll(struct pollfd *fds, nfds_t count, int timeout)
+{
+    return lifecycle_active && fds ? readiness_poll(fds, count, timeout) : real.poll(fds, count, timeout);
+}
+
+int hook_ppoll(struct pollfd *fds, nfds_t count, const struct timespec *timeout, const sigset_t *mask)
+{
+    return lifecycle_active && fds ? readiness_ppoll(fds, count, timeout, mask) : real.ppoll(fds, count, timeout, mask);
+}
+
+int hook_select(int count, fd_set *in, fd_set *out, fd_set *except, struct timeval *timeout)
+{
+    if (!lifecycle_active || !readiness_selects(count, in, out, except))
+        return real.select(count, in, out, except, timeout);
+    if (!timeout)
+        return readiness_select(count, in, out, except, NULL, NULL);
+    struct timespec limit = {timeout->tv_sec + timeout->tv_usec / 1000000, timeout->tv_usec % 1000000 * 1000};
+    int result = readiness_select(count, in, out, except, &limit, NULL);
+    *timeout = (struct timeval){limit.tv_sec, limit.tv_nsec / 1000};
+    return result;
+}
+
+int hook_pselect(int count, fd_set *in, fd_set *out, fd_set *except, const struct timespec *timeout, const sigset_t *mask)
+{
+    if (!lifecycle_active || !readiness_selects(count, in, out, except))
+        return real.pselect(count, in, out, except, timeout, mask);
+    struct timespec limit = timeout ? *timeout : (struct timespec){0};   /* pselect leaves the program's as it is */
+    return readiness_select(count, in, out, except, timeout ? &limit : NULL, mask);
+}
+
+int hook_epoll_ctl(int epfd, int operation, int fd, struct epoll_event *event)
+{
+    struct sock *sock = fdtable_peek(fd);
+    return sock && !lifecycle_borrowed() ? readiness_epoll_ctl(sock, epfd, operation, fd, event)
+                                         : real.epoll_ctl(epfd, operation, fd, event);
+}
+
+/* --- FORTIFY: the check fails in libc, with its own message --- */
+
+ssize_t hook___read_chk(int fd, void *buffer, size_t size, size_t room)
+{
+    return size > room ? real.__read_chk(fd, buffer, size, room) : hook_read(fd, buffer, size);
+}
+
+ssize_t hook___recv_chk(int fd, void *buffer, size_t size, size_t room, int flags)
+{
+    return size > room ? real.__recv_chk(fd, buffer, size, room, flags) : hook_recv(fd, buffer, size, flags);
+}
+
+ssize_t hook___recvfrom_chk(int fd, void *buffer, size_t size, size_t room, int flags, struct sockaddr *address,
+                            socklen_t *length)
+{
+    return size > room ? real.__recvfrom_chk(fd, buffer, size, room, flags, address, length)
+                       : hook_recvfrom(fd, buffer, size, flags, address, length);
+}
+
+int hook___poll_chk(struct pollfd *fds, nfds_t count, int timeout, size_t room)
+{
+    return room / sizeof *fds < count ? real.__poll_chk(fds, count, timeout, room) : hook_poll(fds, count, timeout);
+}
+
+int hook___ppoll_chk(struct pollfd *fds, nfds_t count, const struct timespec *timeout, const sigset_t *mask, size_t room)
+{
+    return room / sizeof *fds < count ? real.__ppoll_chk(fds, count, timeout, mask, room)
+                                      : hook_ppoll(fds, count, timeout, mask);
+}
+
+/* --- calls by number --- */
+
+/* The last call must be a jump: libc's syscall() finds its seventh argument, and a cloned child its return address, where
+ * the caller put them. tests/unit/test_build.py looks at the machine code. */
+long hook_syscall(long number, long a, long b, long c, long d, long e, long f)
+{
+    if (lifecycle_active)
+        switch (number) {
+        case SYS_socket: return hook_socket((int)a, (int)b, (int)c);
+        case SYS_close: return hook_close((int)a);
+        case SYS_close_range: return hook_close_range((unsigned)a, (unsigned)b, (int)c);
+        case SYS_dup: return hook_dup((int)a);
+#ifdef SYS_dup2
+        case SYS_dup2: return hook_dup2((int)a, (int)b);
+#endif
+        case SYS_dup3: return hook_dup3((int)a, (int)b, (int)c);
+        case SYS_connect: return hook_connect((int)a, (const struct sockaddr *)b, (socklen_t)c);
+        case SYS_listen: return hook_listen((int)a, (int)b);
+        case SYS_accept: return hook_accept((int)a, (struct sockaddr *)b, (socklen_t *)c);
+        case SYS_accept4: return hook_accept4((int)a, (struct sockaddr *)b, (socklen_t *)c, (int)d);
+        case SYS_io_uring_setup: lifecycle_bypass_io_uring(); break;
+        default: break;
+        }
+    return real.syscall(number, a, b, c, d, e, f);
+}
+
+/* vfork: the child runs on its parent's stack and memory, so the hook cannot be a C function that calls the original. It
+ * marks the thread, and the first hook that matters asks in which of the two processes it is. */
+#if defined __x86_64__
+__asm__(".text\n.globl vfork\n.type vfork, @function\nvfork:\n"
+        "    endbr64\n"
+        "    movq lifecycle_vfork@gottpoff(%rip), %rax\n"
+        "    movl $1, %fs:(%rax)\n"
+        "    popq %rdi\n"
+        "    movl $58, %eax\n"
+        "    syscall\n"
+        "    pushq %rdi\n"
+        "    cmpl $-4095, %eax\n"
+        "    jae 1f\n"
+        "    ret\n"
+        "1:  negl %eax\n"
+        "    movq errno@gottpoff(%rip), %rcx\n"
+        "    movl %eax, %fs:(%rcx)\n"
+        "    orq $-1, %rax\n"
+        "    ret\n"
+        ".size vfork, .-vfork\n");
+#endif
