@@ -1,4 +1,4 @@
-"""How the servers of these tests are configured."""
+"""The servers of the tests and of the demo, and how they are configured."""
 
 from __future__ import annotations
 
