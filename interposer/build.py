@@ -17,12 +17,14 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 
+from setuptools import Command
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent.parent
 NATIVE = ROOT / "interposer" / "native"
 LIBRARY = "libinterposer.so"
 ENGINE = "libinterposer-engine.so"
+LAUNCHER = ROOT / "interposer" / "launch" / "sanrun.c"
 
 COMPILE_FLAGS = (
     *("-std=gnu11", "-D_GNU_SOURCE", "-O2", "-g", "-fPIC", "-fvisibility=hidden", "-fno-semantic-interposition"),
@@ -143,6 +145,11 @@ def _build_engine(output: Path, verbose: bool) -> Path:
     return output
 
 
+def build_launcher(output: Path) -> None:
+    """Compiles the command sanrun. Raises BuildError."""
+    _run(["gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-o", str(output), str(LAUNCHER)])
+
+
 def _run(command: Sequence[str]) -> str:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
@@ -169,6 +176,29 @@ class BuildExt(build_ext):
         """For the source distribution."""
         files = [*native_sources(), *NATIVE.glob("*.h"), *NATIVE.glob("*.def")]
         return [str(path.relative_to(ROOT)) for path in files]
+
+
+class BuildScripts(Command):
+    """Compiles the command sanrun where setuptools expects scripts."""
+
+    user_options: list[tuple[str, str | None, str]] = []
+
+    def initialize_options(self) -> None:
+        self.build_dir = ""
+        self.scripts: list[str] = []
+
+    def finalize_options(self) -> None:
+        self.build_dir = self.get_finalized_command("build").build_scripts
+
+    def run(self) -> None:
+        Path(self.build_dir).mkdir(parents=True, exist_ok=True)
+        build_launcher(Path(self.build_dir) / "sanrun")
+
+    def get_source_files(self) -> list[str]:
+        return [str(LAUNCHER.relative_to(ROOT))]
+
+    def get_outputs(self) -> list[str]:
+        return [str(Path(self.build_dir) / "sanrun")]
 
 
 def main() -> int:

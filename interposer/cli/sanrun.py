@@ -141,8 +141,9 @@ def _nearest(word: str, valid: Sequence[str] | Mapping[str, object] = (*WITH_VAL
     return f", perhaps you mean {found[0]}" if found else ""
 
 
-def main() -> NoReturn:
-    """Becomes the command, or exits with 125, 126 or 127."""
+def main(*ignored: str) -> NoReturn:
+    """Becomes the command, or exits with 125, 126 or 127. `ignored`: signals that the caller had ignored, among those
+    that Python ignores by itself."""
     try:
         options = parse(sys.argv[1:])
         if options.show == "--help":
@@ -154,7 +155,7 @@ def main() -> NoReturn:
         elif not options.command:
             raise Failure("no command; usage: sanrun [options] [--] CMD [ARG...], and sanrun --help says more")
         else:
-            _start(options)
+            _start(options, ignored)
         sys.stdout.flush()
     except Failure as failure:
         _say(str(failure))
@@ -164,7 +165,7 @@ def main() -> NoReturn:
     sys.exit(0)
 
 
-def _start(options: Options) -> None:
+def _start(options: Options, ignored: Sequence[str]) -> None:
     environ = _environment()
     off = environ.get("INTERPOSER") == "off"
     try:
@@ -177,7 +178,7 @@ def _start(options: Options) -> None:
     except environment.Unusable as error:
         raise Failure(str(error)) from None
     if off and not options.dry_run:
-        _become(program, options.command, environ)
+        _become(program, options.command, environ, ignored)
     if program.obstacle and options.require:
         raise Failure(f"{path} cannot be interposed: {program.obstacle}; without --require it runs on plain TCP")
     table = _table(options, environ)
@@ -193,13 +194,13 @@ def _start(options: Options) -> None:
         children = ", what it starts may still be interposed" if program.static else ""
         _say(f"{path} cannot be interposed: {program.obstacle}; it runs on plain TCP{children}")
     if program.obstacle and not program.static:
-        _become(program, options.command, environ)
+        _become(program, options.command, environ, ignored)
     _helper(table, options.require)
     if options.verbose:
         for name, value in additions.items():
             _say(f"{name}={value}")
     environ.update(additions)
-    _become(program, options.command, environ)
+    _become(program, options.command, environ, ignored)
 
 
 def _environment() -> dict[str, str]:
@@ -251,11 +252,14 @@ def _usable_log(path: str) -> str:
     return path
 
 
-def _become(program: elf.Program, command: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
-    from _signal import SIG_DFL, SIGPIPE, SIGXFSZ, signal
+def _become(
+    program: elf.Program, command: Sequence[str], environ: Mapping[str, str], ignored: Sequence[str]
+) -> NoReturn:
+    import _signal  # what `signal` wraps, without its enumerations
 
-    signal(SIGPIPE, SIG_DFL)  # Python ignores both, and exec would hand that on
-    signal(SIGXFSZ, SIG_DFL)
+    for name in ("SIGPIPE", "SIGXFSZ"):
+        if name not in ignored:
+            _signal.signal(getattr(_signal, name), _signal.SIG_DFL)
     path, arguments = program.path, list(command)
     if program.shell:
         path, arguments = "/bin/sh", ["sh", program.path, *command[1:]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import os
 import shutil
 import signal
@@ -106,6 +107,22 @@ def test_signal_dispositions_are_the_defaults(sanrun: Run, environ: dict[str, st
     """X8: Python ignores SIGPIPE and SIGXFSZ, and that must not reach the program."""
     look = ("grep", "-E", "^Sig(Blk|Ign|Cgt)", "/proc/self/status")
     assert sanrun(*look).stdout == without_sanrun(*look, env=environ)
+
+
+@pytest.mark.parametrize("name", ["PIPE", "XFSZ", "INT", "HUP"])
+def test_ignored_signals_stay_ignored(environ: dict[str, str], name: str) -> None:
+    """X8: as under nohup, and as services under systemd, which ignores SIGPIPE for them."""
+    look = f"trap '' {name}; exec $PREFIX grep ^SigIgn /proc/self/status"
+    plain = without_sanrun("sh", "-c", look, env=environ)
+    assert without_sanrun("sh", "-c", look, env={**environ, "PREFIX": SANRUN}) == plain
+    assert plain != without_sanrun("grep", "^SigIgn", "/proc/self/status", env=environ)
+
+
+def test_python_variables_are_for_the_program_alone(sanrun: Run, tmp_path: Path) -> None:
+    """X8: a PYTHONHOME for the program must not break sanrun, nor a PYTHONPATH shadow its modules."""
+    (tmp_path / "zlib.py").write_text("raise SystemExit('shadowed')\n")
+    result = sanrun("sh", "-c", "echo $PYTHONPATH $PYTHONHOME", PYTHONPATH=str(tmp_path), PYTHONHOME="/no/such")
+    assert (result.stdout, result.stderr) == (f"{tmp_path} /no/such\n", "")
 
 
 def test_environment_gains_ours_and_loses_nothing(sanrun: Run, environ: dict[str, str]) -> None:
@@ -443,5 +460,6 @@ def test_warm_start_is_within_its_budget(environ: dict[str, str], policy: Callab
             times.append(time.perf_counter() - begin)
         return min(times)
 
+    compileall.compile_dir(PACKAGE, quiet=1)  # as an installation does
     best(words)
     assert best(words) - best(["/bin/true"]) < 0.025
