@@ -5,10 +5,10 @@ Imported only when no compiled table is cached; `interposer.config.locate` alone
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from interposer.config.compile import compile_policy, needs_helper
     from interposer.config.model import LoadedPolicy
     from interposer.config.problems import PolicyError, Problem

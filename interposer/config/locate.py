@@ -6,9 +6,12 @@ Imports os alone, because the launcher runs this on every start.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 
 from interposer.config.problems import PolicyError, Problem
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 SYSTEM_FILE = "/etc/interposer/policy.toml"
 

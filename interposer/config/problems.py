@@ -5,7 +5,9 @@ Plain classes: locate.py needs them on the launcher's fast path, where the table
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class Problem:
