@@ -1,0 +1,240 @@
+"""Builds the embedding module: the cffi glue between engine.c and `interposer.policy.entry`.
+
+The module does not link libpython: engine.c loads the host's libpython first, globally, and that resolves its symbols.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sysconfig
+import tempfile
+from pathlib import Path
+
+import cffi
+
+NATIVE = Path(__file__).resolve().parent.parent / "native"
+MODULE = "_interposer"
+
+# The structures of engine.h and endpoint.h; the C compiler checks the copy.
+STRUCTURES = """
+struct endpoint { uint8_t ip[16]; uint32_t scope; uint16_t port; uint16_t reserved; };
+struct decision_request { uint8_t role, family; uint16_t reserved; uint32_t function; uint32_t rule;
+                          struct endpoint local, remote; };
+struct verdict { uint8_t action; uint8_t otherwise; uint8_t providers[4]; uint16_t reason; uint32_t rule;
+                 uint32_t function; };
+struct process_facts { const char *exe, *name, *arguments, *environment, *cgroups; uint32_t user; };
+void interposer_log(const char *line);
+void interposer_keep_sigint(int begin);
+"""
+
+UPCALLS = """
+int interposer_configure(const void *table, uint32_t size, const struct process_facts *facts);
+int interposer_prepare(uint32_t function);
+int interposer_decide(const struct decision_request *request, struct verdict *out);
+"""
+
+# An error here would be printed to the host's stderr, so it is caught and goes to the log.
+INIT = f"""
+import {MODULE}
+try:
+    import interposer.policy.entry
+except BaseException as error:
+    {MODULE}.lib.interposer_log(("engine: " + repr(error)).encode("utf-8", "replace"))
+    raise
+"""
+
+PREAMBLE = r"""
+#include <signal.h>
+#include <stdio.h>
+#include "engine_module.h"
+
+CFFI_DLLEXPORT int interposer_configure(const void *, uint32_t, const struct process_facts *);
+CFFI_DLLEXPORT int interposer_prepare(uint32_t);
+CFFI_DLLEXPORT int interposer_decide(const struct decision_request *, struct verdict *);
+
+static void (*write_log)(const char *line);
+
+static void interposer_log(const char *line)
+{
+    write_log(line);
+}
+
+/* Importing _signal installs Python's SIGINT handler where the host has the default; this puts the host's back. */
+static void interposer_keep_sigint(int begin)
+{
+    static struct sigaction host;
+    sigaction(SIGINT, begin ? NULL : &host, begin ? &host : NULL);
+}
+
+static int failed(const char *what)
+{
+    PyObject *type, *value, *traceback, *text = NULL;
+    char line[512];
+    PyErr_Fetch(&type, &value, &traceback);
+    if (value)
+        text = PyObject_Str(value);
+    snprintf(line, sizeof line, "engine: %s: %s", what, text ? PyUnicode_AsUTF8(text) : "unknown error");
+    write_log(line);
+    Py_XDECREF(text);
+    Py_XDECREF(type);
+    Py_XDECREF(value);
+    Py_XDECREF(traceback);
+    PyErr_Clear();
+    return -1;
+}
+
+static int failed_start(PyConfig *config, PyStatus status)
+{
+    char line[256];
+    snprintf(line, sizeof line, "engine: Python does not start: %s", status.err_msg ? status.err_msg : "it wants to exit");
+    write_log(line);
+    if (config)
+        PyConfig_Clear(config);
+    return -1;
+}
+
+static int start(const struct engine_setup *setup)
+{
+    static const char *const streams[] = {"stdin", "stdout", "stderr", "__stdin__", "__stdout__", "__stderr__"};
+    PyPreConfig preconfig;
+    PyConfig config;
+    PyStatus status;
+    write_log = setup->log;
+    PyPreConfig_InitIsolatedConfig(&preconfig);
+    preconfig.utf8_mode = 1;
+    preconfig.configure_locale = 0;
+    preconfig.coerce_c_locale = 0;
+    status = Py_PreInitialize(&preconfig);
+    if (PyStatus_Exception(status))
+        return failed_start(NULL, status);
+    PyConfig_InitIsolatedConfig(&config);
+    config.site_import = 0;
+    config.install_signal_handlers = 0;
+    config.write_bytecode = 0;
+    config.pathconfig_warnings = 0;
+    config.configure_c_stdio = 0;
+    config.module_search_paths_set = 1;
+    /* All that getpath.py would search for is given, so it touches no file. */
+    wchar_t **paths[] = {&config.home, &config.prefix, &config.base_prefix, &config.exec_prefix, &config.base_exec_prefix};
+    for (size_t i = 0; i < sizeof paths / sizeof *paths; i++) {
+        status = PyConfig_SetBytesString(&config, paths[i], setup->home);
+        if (PyStatus_Exception(status))
+            return failed_start(&config, status);
+    }
+    char program[4096];
+    snprintf(program, sizeof program, "%s/bin/python3", setup->home);
+    wchar_t **programs[] = {&config.executable, &config.base_executable, &config.program_name};
+    for (size_t i = 0; i < sizeof programs / sizeof *programs; i++) {
+        status = PyConfig_SetBytesString(&config, programs[i], program);
+        if (PyStatus_Exception(status))
+            return failed_start(&config, status);
+    }
+    for (const char *const *path = setup->search_path; *path; path++) {
+        wchar_t *wide = Py_DecodeLocale(*path, NULL);
+        if (!wide)
+            return failed_start(&config, PyStatus_NoMemory());
+        status = PyWideStringList_Append(&config.module_search_paths, wide);
+        PyMem_RawFree(wide);
+        if (PyStatus_Exception(status))
+            return failed_start(&config, status);
+    }
+    status = Py_InitializeFromConfig(&config);
+    if (PyStatus_Exception(status))
+        return failed_start(&config, status);
+    PyConfig_Clear(&config);
+    for (size_t i = 0; i < sizeof streams / sizeof *streams; i++)
+        PySys_SetObject(streams[i], Py_None);
+    PyObject *backend = PyImport_ImportModule("_cffi_backend");
+    int result = backend ? 0 : failed("no _cffi_backend");
+    Py_XDECREF(backend);
+    PyEval_SaveThread();
+    return result ? result : cffi_start_python();
+}
+
+static int configure(const void *table, uint32_t size, const struct process_facts *facts)
+{
+    PyGILState_STATE gil = PyGILState_Ensure();
+    int result = interposer_configure(table, size, facts);
+    PyGILState_Release(gil);
+    return result;
+}
+
+static int prepare(uint32_t function)
+{
+    PyGILState_STATE gil = PyGILState_Ensure();
+    int result = interposer_prepare(function);
+    PyGILState_Release(gil);
+    return result;
+}
+
+/* The thread state is made here and not by cffi, which would free it from a destructor of the host's thread: a fork in
+ * that moment leaves cffi's lock held in the child. */
+static int decide(const struct decision_request *request, struct verdict *out)
+{
+    PyGILState_STATE gil = PyGILState_Ensure();
+    int result = interposer_decide(request, out);
+    PyGILState_Release(gil);
+    return result;
+}
+
+static void *thread_begin(void)
+{
+    PyGILState_Ensure();
+    return PyEval_SaveThread();
+}
+
+static void thread_end(void *state)
+{
+    PyEval_RestoreThread(state);
+    PyGILState_Release(PyGILState_UNLOCKED);
+}
+
+static PyGILState_STATE fork_gil;
+
+static void before_fork(void)
+{
+    fork_gil = PyGILState_Ensure();
+    PyOS_BeforeFork();
+}
+
+static void after_fork_parent(void)
+{
+    PyOS_AfterFork_Parent();
+    PyGILState_Release(fork_gil);
+}
+
+static void after_fork_child(void)
+{
+    PyOS_AfterFork_Child();
+    /* An interpreter must never lose its last thread state, and this thread's own goes with the next line. */
+    PyThreadState_New(PyInterpreterState_Get());
+    PyGILState_Release(fork_gil);
+}
+
+__attribute__((visibility("default"))) const struct engine_module engine_module = {
+    ENGINE_MODULE_VERSION, start, configure, prepare, decide, thread_begin, thread_end,
+    before_fork, after_fork_parent, after_fork_child,
+};
+"""
+
+
+def build(output_path: str, python_include: str | None = None) -> None:
+    """Compiles the module to `output_path` for the Python whose headers lie in `python_include` (default: this one's).
+
+    Raises subprocess.CalledProcessError with the compiler's words in its `stderr`.
+    """
+    ffi = cffi.FFI()
+    ffi.cdef(STRUCTURES)
+    ffi.embedding_api(UPCALLS)
+    ffi.embedding_init_code(INIT)
+    ffi.set_source(MODULE, PREAMBLE)
+    include = python_include or sysconfig.get_path("include")
+    output = Path(output_path)
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Path(scratch) / "engine_module.c"
+        ffi.emit_c_code(str(source))
+        fresh = output.with_suffix(".new")
+        command = ["gcc", "-std=gnu11", "-O2", "-g", "-fPIC", "-fvisibility=hidden", "-Wall", "-shared", "-pthread"]
+        command += [f"-I{include}", f"-I{NATIVE}", "-Wl,-z,now", "-Wl,-z,relro", "-Wl,-z,nodelete"]
+        subprocess.run([*command, "-o", str(fresh), str(source)], check=True, capture_output=True, text=True)
+        fresh.replace(output)

@@ -1,0 +1,170 @@
+"""Users' policy functions: find, call, judge. A function can raise, return nonsense or be missing; each is TCP and a reason.
+
+How long it takes is not watched here but by the caller's thread (native/engine.c, helper.py).
+"""
+
+from __future__ import annotations
+
+import sys
+
+from interposer.policy import reasons
+from interposer.policy.request import Decision, Process, Request, address_text
+from interposer.policy.table import (
+    ACTION_SAN,
+    ACTION_TCP,
+    OTHERWISE_ERROR,
+    OTHERWISE_INHERIT,
+    OTHERWISE_TCP,
+    PROVIDERS_MAX,
+    ROLE_LISTEN,
+    V4_PREFIX,
+)
+from interposer.providers import NAMES
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from interposer.policy.engine import Facts
+    from interposer.policy.table import Table
+
+OTHERWISE = {None: OTHERWISE_INHERIT, "tcp": OTHERWISE_TCP, "error": OTHERWISE_ERROR}
+AF_INET = 2
+
+
+class Functions:
+    """The functions of one table, for one process."""
+
+    def __init__(self, table: Table, facts: Facts, log: Callable[[str], None]) -> None:
+        self._table = table
+        self._process = Process(facts)
+        self._log = log
+        self._found: dict[int, Callable[[Request], object] | None] = {}
+
+    def find(self, index: int) -> Callable[[Request], object] | None:
+        """The function, imported at the first time; None where it cannot be had."""
+        if index not in self._found:
+            try:
+                self._found[index] = self._import(index)
+            except BaseException as error:
+                self._log(f"{self._name(index)}: not imported: {error!r}")
+                self._found[index] = None
+        return self._found[index]
+
+    def decide(
+        self,
+        index: int,
+        rule: int,
+        role: int,
+        family: int,
+        local_ip: bytes,
+        local_port: int,
+        remote_ip: bytes,
+        remote_port: int,
+    ) -> tuple[int, int, tuple[int, ...], int]:
+        """(action, otherwise, providers, reason), whatever the function does short of not returning."""
+        function = self.find(index)
+        if function is None:
+            return ACTION_TCP, OTHERWISE_INHERIT, (), reasons.FUNCTION_MISSING
+        if not any(local_ip) and remote_ip.startswith(V4_PREFIX):
+            local_ip = V4_PREFIX + bytes(4)
+        rules = self._table.rules
+        request = Request(
+            "listen" if role == ROLE_LISTEN else "connect",
+            "v4" if family == AF_INET else "v6",
+            (address_text(local_ip), local_port),
+            None if role == ROLE_LISTEN else (address_text(remote_ip), remote_port),
+            self._process,
+            f"{rules[rule].file}:{rules[rule].line}" if rule < len(rules) else "defaults",
+        )
+        try:
+            result = function(request)
+        except BaseException as error:
+            self._log(f"{self._name(index)} raised {error!r}{_place(error)}")
+            return ACTION_TCP, OTHERWISE_INHERIT, (), reasons.FUNCTION_RAISED
+        try:
+            return judge(result)
+        except ValueError as error:
+            self._log(f"{self._name(index)} returned {error}")
+            return ACTION_TCP, OTHERWISE_INHERIT, (), reasons.FUNCTION_NONSENSE
+
+    def _name(self, index: int) -> str:
+        function = self._table.functions[index]
+        return f"python:{function.module}:{function.name} ({function.file}:{function.line})"
+
+    def _import(self, index: int) -> Callable[[Request], object]:
+        """From the directory of the policy file that names the module, else from sys.path."""
+        wanted = self._table.functions[index]
+        folder = wanted.file.rpartition("/")[0] or "/"
+        top = wanted.module.partition(".")[0]
+        loaded = sys.modules.get(top)
+        origin = getattr(loaded, "__file__", None) or ""
+        if loaded is not None and folder in _folders and not _lies_in(origin, folder):
+            # Another policy directory has a module of that name; this one may have its own.
+            for name in [name for name in sys.modules if name == top or name.startswith(top + ".")]:
+                if _lies_in(getattr(sys.modules[name], "__file__", None) or "", *_folders):
+                    del sys.modules[name]
+        _folders.add(folder)
+        sys.path.insert(0, folder)
+        try:
+            __import__(wanted.module)
+        finally:
+            sys.path.remove(folder)
+            if folder not in sys.path:
+                sys.path.append(folder)  # for what its functions import when they run
+        function = getattr(sys.modules[wanted.module], wanted.name)
+        if not callable(function):
+            raise TypeError(f"{wanted.name} is not a function")
+        return function  # type: ignore[no-any-return]
+
+
+_folders: set[str] = set()
+
+
+def judge(result: object) -> tuple[int, int, tuple[int, ...], int]:
+    """What a function returned as (action, otherwise, providers, reason). Raises ValueError on nonsense."""
+    otherwise: str | None = None
+    if isinstance(result, Decision):
+        otherwise = result.otherwise
+        names: object = result.providers
+        if names == ():
+            names = "tcp"
+    else:
+        names = result
+        if isinstance(names, (list, tuple)) and not names:
+            raise ValueError("an empty list")
+    if isinstance(names, str):
+        names = (names,)
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise ValueError(_short(result))
+    if otherwise is not None and (not isinstance(otherwise, str) or otherwise not in OTHERWISE):
+        raise ValueError(f'otherwise={_short(otherwise)}; it is "tcp", "error" or None')
+    if tuple(names) == ("tcp",):
+        return ACTION_TCP, OTHERWISE_INHERIT, (), reasons.FUNCTION_TCP
+    unknown = [name for name in names if name not in NAMES]
+    if unknown:
+        raise ValueError(f"{_short(unknown[0])}, which is no provider; there are: {', '.join(NAMES)}")
+    providers = tuple([NAMES[name] for name in names])
+    if len(providers) > PROVIDERS_MAX or len(set(providers)) < len(providers):
+        raise ValueError(f"{_short(result)}: too many providers, or one twice")
+    return ACTION_SAN, OTHERWISE[otherwise], providers, 0
+
+
+def _lies_in(path: str, *folders: str) -> bool:
+    return any(path.startswith(folder.rstrip("/") + "/") for folder in folders)
+
+
+def _short(value: object) -> str:
+    try:
+        return repr(value)[:80]
+    except BaseException:
+        return f"a {type(value).__name__}"
+
+
+def _place(error: BaseException) -> str:
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    if traceback is None:
+        return ""
+    return f" at {traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}"

@@ -1,0 +1,455 @@
+/* A host for native/engine.c alone: no hooks, its own idea of the facts and of the process's section. Prints what each
+ * scenario saw, one line a fact; tests/behaviour/test_engine_*.py say what it should be.
+ *   engine_host TABLE ENGINE SCENARIO [ARGUMENT...] */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include "engine.h"
+#include "fdtable.h"
+#include "flows.h"
+#include "real.h"
+#include "stats.h"
+#include "switch.h"
+#include "trace.h"
+#include <dirent.h>
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <locale.h>
+#include <pthread.h>
+#include <sched.h>
+#include <setjmp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+_Thread_local int switch_guard;
+static void *table;
+static uint8_t engine_mode;
+static _Atomic uint32_t engine_state, engine_reason, upcalls;
+
+int hidden_fd(int fd)
+{
+    int high = real.fcntl(fd, F_DUPFD_CLOEXEC, 900);
+    real.close(fd);
+    return high;
+}
+
+void hidden_close(int fd)
+{
+    real.close(fd);
+}
+
+void stats_engine(uint32_t state, uint32_t reason)
+{
+    engine_state = state;
+    engine_reason = reason;
+}
+
+void stats_upcall(void)
+{
+    upcalls++;
+}
+
+uint8_t flows_engine(void)
+{
+    return engine_mode;
+}
+
+const struct process_facts *process_facts(void)
+{
+    static struct process_facts facts = {.exe = "/usr/bin/host", .name = "host", .arguments = "host\0--flag\0",
+                                         .environment = "HOME=/root\0WORD=yes\0", .cgroups = "0::/\0"};
+    facts.user = geteuid();
+    return &facts;
+}
+
+static double now_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec * 1e3 + (double)now.tv_nsec / 1e6;
+}
+
+static long memory_kib(const char *field)
+{
+    char line[128];
+    long value = 0;
+    FILE *file = fopen("/proc/self/smaps_rollup", "r");
+    while (file && fgets(line, sizeof line, file))
+        if (!strncmp(line, field, strlen(field)))
+            value = atol(line + strlen(field) + 1);
+    if (file)
+        fclose(file);
+    return value;
+}
+
+static int threads(void)
+{
+    int count = 0;
+    DIR *tasks = opendir("/proc/self/task");
+    for (struct dirent *entry; (entry = readdir(tasks));)
+        count += entry->d_name[0] != '.';
+    closedir(tasks);
+    return count;
+}
+
+/* A connect from an unbound socket to 127.0.0.1:port. */
+static struct verdict ask(uint32_t function, uint16_t port)
+{
+    struct decision_request request = {.role = ROLE_CONNECT, .family = AF_INET, .function = function};
+    struct verdict verdict = {.otherwise = OTHERWISE_TCP};
+    request.rule = function == FUNCTION_NONE ? RULE_DEFAULT : function;
+    request.remote = (struct endpoint){.ip = {[10] = 0xff, 0xff, 127, 0, 0, 1}, .port = port};
+    errno = 4711;
+    engine_ask(table, &request, &verdict);
+    if (errno != 4711)
+        printf("errno changed to %d\n", errno);
+    return verdict;
+}
+
+static void show(const char *label, struct verdict verdict)
+{
+    printf("%s action=%u otherwise=%u providers=%u,%u reason=%u rule=%d\n", label, verdict.action, verdict.otherwise,
+           verdict.providers[0], verdict.providers[1], verdict.reason, (int)verdict.rule);
+    fflush(stdout);
+}
+
+/* asks FUNCTION|- PORT [COUNT [PAUSE_MS]] */
+static void asks(char **arguments, int count)
+{
+    uint32_t function = arguments[0][0] == '-' ? FUNCTION_NONE : (uint32_t)atoi(arguments[0]);
+    int times = count > 2 ? atoi(arguments[2]) : 1, pause = count > 3 ? atoi(arguments[3]) : 0;
+    for (int i = 0; i < times; i++) {
+        double start = now_ms();
+        struct verdict verdict = ask(function, (uint16_t)atoi(arguments[1]));
+        printf("ms=%.3f ", now_ms() - start);
+        show("verdict", verdict);
+        if (pause)
+            usleep((useconds_t)pause * 1000);
+    }
+}
+
+static void cost(void)
+{
+    long rss = memory_kib("Rss"), private = memory_kib("Private_Dirty");
+    double start = now_ms();
+    show("first", ask(FUNCTION_NONE, 80));
+    double middle = now_ms();
+    printf("start_ms=%.2f rss_kib=%ld private_kib=%ld threads=%d\n", middle - start, memory_kib("Rss") - rss,
+           memory_kib("Private_Dirty") - private, threads());
+    start = now_ms();
+    for (int i = 0; i < 2000; i++)
+        ask(FUNCTION_NONE, 80);
+    printf("upcall_us=%.2f\n", (now_ms() - start) / 2);
+}
+
+static _Atomic int good, bad;
+
+static void *fork_many(void *argument)
+{
+    int count = *(int *)argument;
+    for (int i = 0; i < count; i++) {
+        pid_t child = fork();
+        if (child == 0) {
+            struct verdict rules = ask(FUNCTION_NONE, 80), function = ask(0, 80);
+            _exit((rules.action == ACTION_SAN ? 0 : 1) + (function.action == ACTION_SAN ? 0 : 2));
+        }
+        int status = -1;
+        double deadline = now_ms() + 20000;
+        pid_t ended;
+        while ((ended = waitpid(child, &status, WNOHANG)) == 0 && now_ms() < deadline)
+            usleep(500);
+        if (ended != child) {
+            kill(child, SIGKILL);
+            waitpid(child, NULL, 0);
+            printf("child hung\n");
+            bad++;
+        } else if (status) {
+            bad++;
+            printf("child status %x\n", status);
+        } else {
+            good++;
+        }
+    }
+    return NULL;
+}
+
+static _Atomic bool stop;
+
+static void *ask_on(void *unused)
+{
+    (void)unused;
+    while (!stop) {
+        ask(FUNCTION_NONE, 80);
+        ask(0, 80);
+    }
+    return NULL;
+}
+
+/* forks THREADS COUNT ASKERS: all threads fork while askers keep the engine busy. */
+static void forks(char **arguments)
+{
+    int nforkers = atoi(arguments[0]), count = atoi(arguments[1]), naskers = atoi(arguments[2]);
+    pthread_t forkers[64], askers[64];
+    show("before", ask(0, 80));
+    for (int i = 0; i < naskers; i++)
+        pthread_create(&askers[i], NULL, ask_on, NULL);
+    for (int i = 0; i < nforkers; i++)
+        pthread_create(&forkers[i], NULL, fork_many, &count);
+    for (int i = 0; i < nforkers; i++)
+        pthread_join(forkers[i], NULL);
+    stop = true;
+    for (int i = 0; i < naskers; i++)
+        pthread_join(askers[i], NULL);
+    printf("good=%d bad=%d\n", good, bad);
+}
+
+/* forkslow: forks while a function sleeps. */
+static void *ask_once(void *unused)
+{
+    (void)unused;
+    show("slow", ask(0, 80));
+    return NULL;
+}
+
+static void fork_slow(void)
+{
+    pthread_t thread;
+    ask(1, 80);
+    pthread_create(&thread, NULL, ask_once, NULL);
+    usleep(20000);
+    double start = now_ms();
+    pid_t child = fork();
+    if (child == 0) {
+        show("child", ask(1, 80));
+        fflush(stdout);
+        _exit(0);
+    }
+    printf("fork_ms=%.1f\n", now_ms() - start);
+    waitpid(child, NULL, 0);
+    pthread_join(thread, NULL);
+    show("parent", ask(1, 80));
+}
+
+/* A child that no fork handler saw, as libraries with a clone of their own make it. */
+static void raw_fork(void)
+{
+    show("parent", ask(FUNCTION_NONE, 80));
+    fflush(stdout);
+    long child = syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+    if (child == 0) {
+        show("raw", ask(FUNCTION_NONE, 80));
+        fflush(stdout);
+        _exit(0);
+    }
+    waitpid((pid_t)child, NULL, 0);
+    child = vfork();
+    if (child == 0) {
+        show("vfork", ask(FUNCTION_NONE, 80));
+        _exit(0);
+    }
+    waitpid((pid_t)child, NULL, 0);
+    show("parent", ask(FUNCTION_NONE, 80));
+}
+
+static void on_signal(int number)
+{
+    (void)number;
+    show("handler", ask(FUNCTION_NONE, 80));
+}
+
+static sigjmp_buf jump;
+
+static void jump_away(int number)
+{
+    siglongjmp(jump, number);
+}
+
+static void alarm_in(int ms, void (*handler)(int))
+{
+    struct sigaction action = {.sa_handler = handler};
+    struct itimerval timer = {.it_value = {.tv_usec = ms * 1000}};
+    sigaction(SIGALRM, &action, NULL);
+    setitimer(ITIMER_REAL, &timer, NULL);
+}
+
+/* reenter: a signal comes while function 0 sleeps, and its handler asks. */
+static void reenter(void)
+{
+    ask(1, 80);
+    alarm_in(40, on_signal);
+    show("outer", ask(0, 80));
+    alarm_in(40, jump_away);
+    if (sigsetjmp(jump, 1) == 0)
+        show("never", ask(0, 80));
+    usleep(200000);
+    show("after", ask(FUNCTION_NONE, 80));
+}
+
+static void describe(char *text, size_t size)
+{
+    struct stat status[3] = {0};
+    struct sigaction action[3];
+    sigset_t mask;
+    char *set = setlocale(LC_ALL, NULL);
+    const int numbers[3] = {SIGINT, SIGPIPE, SIGCHLD};
+    size_t length = 0;
+    for (int i = 0; i < 3; i++) {
+        fstat(i, &status[i]);
+        sigaction(numbers[i], NULL, &action[i]);
+        length += (size_t)snprintf(text + length, size - length, "fd%d=%ld:%ld:%x sig%d=%p/%x ", i,
+                                   (long)status[i].st_ino, (long)real.fcntl(i, F_GETFL, 0), status[i].st_mode,
+                                   numbers[i], (void *)action[i].sa_handler, action[i].sa_flags);
+    }
+    pthread_sigmask(SIG_BLOCK, NULL, &mask);
+    int fd = open("/dev/null", O_RDONLY);
+    close(fd);
+    char directory[256];
+    length += (size_t)snprintf(text + length, size - length, "mask=%lx locale=%s mb=%zu next_fd=%d cwd=%s threads=%d env=",
+                               *(unsigned long *)&mask, set, MB_CUR_MAX, fd, getcwd(directory, sizeof directory),
+                               threads());
+    for (char **each = environ; *each && length < size; each++)
+        length += (size_t)snprintf(text + length, size - length, "%s;", *each);
+}
+
+/* untouched FUNCTION|- [HANDLER]: what the host would notice, before and after. */
+static void untouched(char **arguments, int count)
+{
+    static char before[65536], after[65536];
+    if (count > 1)
+        signal(SIGINT, on_signal);
+    describe(before, sizeof before);
+    show("verdict", ask(arguments[0][0] == '-' ? FUNCTION_NONE : (uint32_t)atoi(arguments[0]), 80));
+    if (arguments[0][0] != '-')
+        usleep(1300000);                 /* the function thread ends when idle */
+    describe(after, sizeof after);
+    printf("same=%d\n", !strcmp(before, after));
+    if (strcmp(before, after))
+        printf("before %s\nafter  %s\n", before, after);
+}
+
+static void *ask_small(void *unused)
+{
+    (void)unused;
+    show("small", ask(FUNCTION_NONE, 80));
+    return NULL;
+}
+
+static void small_stack(void)
+{
+    pthread_attr_t attributes;
+    pthread_t thread;
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, 56 << 10);
+    pthread_create(&thread, &attributes, ask_small, NULL);
+    pthread_join(thread, NULL);
+    show("large", ask(FUNCTION_NONE, 80));
+}
+
+static void sandbox(void)
+{
+    struct sock_filter allow = BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+    struct sock_fprog program = {1, &allow};
+    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program))
+        perror("seccomp");
+}
+
+static void *ask_at_once(void *barrier)
+{
+    pthread_barrier_wait(barrier);
+    struct verdict rules = ask(FUNCTION_NONE, 80), function = ask(0, 80);
+    if (rules.action == ACTION_SAN && function.action == ACTION_SAN)
+        good++;
+    else {
+        show("rules", rules);
+        show("function", function);
+    }
+    return NULL;
+}
+
+static void at_once(int count)
+{
+    pthread_t thread[64];
+    pthread_barrier_t barrier;
+    pthread_barrier_init(&barrier, NULL, (unsigned)count);
+    for (int i = 0; i < count; i++)
+        pthread_create(&thread[i], NULL, ask_at_once, &barrier);
+    for (int i = 0; i < count; i++)
+        pthread_join(thread[i], NULL);
+    printf("good=%d\n", good);
+}
+
+static void load(const char *path)
+{
+    struct stat status;
+    int fd = open(path, O_RDONLY);
+    if (fd < 0 || fstat(fd, &status))
+        _exit(125);
+    table = malloc((size_t)status.st_size);
+    if (real.read(fd, table, (size_t)status.st_size) != status.st_size)
+        _exit(125);
+    close(fd);
+}
+
+int main(int argc, char **argv)
+{
+    const char *scenario = argv[3];
+    char **arguments = argv + 4;
+    int count = argc - 4;
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    alarm(100);
+    load(argv[1]);
+    engine_mode = (uint8_t)atoi(argv[2]);
+    if (getenv("HOST_LOG"))
+        trace_open(getenv("HOST_LOG"));
+    pthread_atfork(engine_before_fork, engine_after_fork_parent, engine_after_fork_child);
+    if (!strcmp(scenario, "asks"))
+        asks(arguments, count);
+    else if (!strcmp(scenario, "cost"))
+        cost();
+    else if (!strcmp(scenario, "forks"))
+        forks(arguments);
+    else if (!strcmp(scenario, "fork-slow"))
+        fork_slow();
+    else if (!strcmp(scenario, "raw-fork"))
+        raw_fork();
+    else if (!strcmp(scenario, "reenter"))
+        reenter();
+    else if (!strcmp(scenario, "untouched"))
+        untouched(arguments, count);
+    else if (!strcmp(scenario, "small-stack"))
+        small_stack();
+    else if (!strcmp(scenario, "at-once"))
+        at_once(atoi(arguments[0]));
+    else if (!strcmp(scenario, "sandbox") || !strcmp(scenario, "startup")) {
+        if (scenario[1] == 't')
+            engine_start(table);
+        sandbox();
+        asks(arguments, count);
+    } else if (!strcmp(scenario, "python")) {
+        if (!dlopen(arguments[0], RTLD_NOW | RTLD_GLOBAL))
+            _exit(125);
+        asks(arguments + 1, count - 1);
+    } else if (!strcmp(scenario, "pause")) {
+        /* Asks once for each line on stdin. */
+        char line[16];
+        while (fgets(line, sizeof line, stdin))
+            asks(arguments, count);
+    } else if (!strcmp(scenario, "leave-main")) {
+        show("verdict", ask(0, 80));
+        pthread_exit(NULL);              /* the process ends with its last thread */
+    } else {
+        return 2;
+    }
+    printf("engine=%u engine_reason=%u upcalls=%u\n", engine_state, engine_reason, upcalls);
+    return 0;
+}
