@@ -10,6 +10,7 @@ import os
 import socket
 import stat
 import struct
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -26,14 +27,15 @@ ROWS = 65536
 RULE_SIZE = 96
 ENDPOINT = struct.Struct("=16sIHH")
 HEADER = struct.Struct(f"=8sIIIIIIIIQQ{PROVIDERS}Q{PROVIDERS}Q{REASONS}QQ")
-ROW = struct.Struct(f"=IIII24s24sQQ{RULE_SIZE}s16x")
+ROW = struct.Struct(f"=IIII24s24sQQ{RULE_SIZE}sQ8x")
 
 ROLES = {1: "listen", 2: "connect", 3: "accept"}
 PROVIDER_NAMES = {0: "tcp", **{number: name for name, number in providers.NAMES.items()}}
 
 _MAGIC = b"SANSTATS"
 _ROWS_OFFSET_MAX = 65536
-_TRIES = 5
+_SEQUENCE = slice(ROW.size - 16, ROW.size - 8)
+_TRIES = 50
 _V4 = bytes(10) + b"\xff\xff"
 
 
@@ -255,23 +257,24 @@ def _rows(file: int, offset: int, count: int) -> Iterator[Row]:
         raise PageError("its stats page ends within the rows")
     for fd, role in enumerate(memoryview(data).cast("I")[:: ROW.size // 4].tolist()):
         if role:
-            stable = _stable(file, offset + fd * ROW.size, data[fd * ROW.size : (fd + 1) * ROW.size])
-            if stable:
-                yield _row(fd, stable)
+            row = _whole(file, offset + fd * ROW.size, data[fd * ROW.size : (fd + 1) * ROW.size][_SEQUENCE])
+            if row and row[:4] != bytes(4):
+                yield _row(fd, row)
 
 
-def _stable(file: int, offset: int, first: bytes) -> bytes | None:
-    """A row that was the same in two looks; the writer clears the role before it changes anything else."""
+def _whole(file: int, offset: int, sequence: bytes) -> bytes | None:
+    """A row that nobody wrote while it was read; None when its process does nothing but write it."""
     for _ in range(_TRIES):
-        again = os.pread(file, ROW.size, offset)
-        if again == first:
-            return first if first[:4] != bytes(4) else None
-        first = again
+        row = os.pread(file, ROW.size, offset)
+        after = os.pread(file, 8, offset + _SEQUENCE.start)
+        if after == sequence and not int.from_bytes(after, sys.byteorder) & 1:
+            return row
+        sequence = after
     return None
 
 
 def _row(fd: int, data: bytes) -> Row:
-    role, family, provider, reason, local, remote, inode, started, rule = ROW.unpack(data)
+    role, family, provider, reason, local, remote, inode, started, rule, _ = ROW.unpack(data)
     text, end, _ = rule.partition(b"\0")
     if (
         role not in ROLES

@@ -27,7 +27,7 @@
 #define ROWS_OFFSET (4u * sizeof(struct stats_row))
 #define PAGE_SIZE_MAX (ROWS_OFFSET + (size_t)STATS_ROWS * sizeof(struct stats_row))
 #define BLOCKS ((PAGE_SIZE_MAX + BLOCK - 1) / BLOCK)
-#define ROW_WORDS (sizeof(struct stats_row) / sizeof(uint64_t))
+#define ROW_WORDS (offsetof(struct stats_row, sequence) / sizeof(uint64_t))
 #define ROWS_MIN 16u
 #define SECOND 1000000000u
 #define WAIT_MAX (SECOND / 50)
@@ -77,15 +77,19 @@ static bool populate(struct stats_page *p, size_t offset, size_t size)
 {
     static _Atomic bool plain;
     size_t last = (offset + size - 1) / BLOCK;
+    int saved = errno;
 
     for (size_t block = offset / BLOCK; block <= last; block++) {
         if (atomic_load_explicit(&populated[block], memory_order_relaxed))
             continue;
         if (!atomic_load_explicit(&plain, memory_order_relaxed)
             && madvise((char *)p + block * BLOCK, BLOCK, MADV_POPULATE_WRITE)) {
-            if (errno != EINVAL)
+            bool unknown = errno == EINVAL;          /* before Linux 5.14, or larger pages */
+
+            errno = saved;
+            if (!unknown)
                 return false;
-            atomic_store_explicit(&plain, true, memory_order_relaxed);   /* before Linux 5.14, or larger pages */
+            atomic_store_explicit(&plain, true, memory_order_relaxed);
         }
         atomic_store_explicit(&populated[block], 1, memory_order_relaxed);
     }
@@ -161,14 +165,15 @@ static void keep_descriptor(int fd)
     page_ino = st.st_ino;
 }
 
-static bool make(void)
+/* The descriptor of the new page, or -1. */
+static int make(void)
 {
     struct stats_page *old = atomic_load(&page), *p;
     uint32_t rows = old ? nrows : rows_allowed();
     int fd = rows && rows_allowed() >= rows ? memory_file(page_size(rows)) : -1;
 
     if (fd < 0)
-        return false;
+        return -1;
     p = map(old, fd, page_size(rows));
     if (p)
         memset((void *)populated, 0, sizeof populated);
@@ -176,7 +181,7 @@ static bool make(void)
         real.close(fd);
         if (p && !old)
             munmap(p, page_size(rows));
-        return false;
+        return -1;
     }
     nrows = rows;
     p->version = STATS_VERSION;
@@ -191,9 +196,7 @@ static bool make(void)
     atomic_thread_fence(memory_order_release);
     memcpy(p->magic, STATS_MAGIC, sizeof p->magic);
     atomic_store(&page, p);
-    keep_descriptor(fd);
-    atomic_store(&looked, now(CLOCK_REALTIME_COARSE));
-    return true;
+    return fd;
 }
 
 static struct marker *make_marker(void)
@@ -210,38 +213,54 @@ static struct marker *make_marker(void)
     return none;
 }
 
+/* Waits for another thread that makes the page, but not for ever. True: this thread is to make it. */
+static bool claim(struct marker *m)
+{
+    uint64_t since = 0;
+
+    for (;;) {
+        uint32_t state = atomic_load(&m->state);
+
+        if (state == READY || (state == FAILED && now(CLOCK_REALTIME_COARSE) - atomic_load(&looked) < SECOND))
+            return false;
+        if (state != MAKING) {
+            if (atomic_compare_exchange_strong(&m->state, &state, MAKING))
+                return true;
+            continue;
+        }
+        uint64_t t = now(CLOCK_MONOTONIC);
+        since = since ? since : t;
+        if (t - since > WAIT_MAX)
+            return false;
+        sched_yield();
+    }
+}
+
 static struct stats_page *slow(void)
 {
     struct marker *m = atomic_load(&marker);
-    bool child = atomic_load(&page) != NULL, made;
+    bool child = atomic_load(&page) != NULL;
     void (*rewrite)(void);
-    uint32_t state;
+    uint32_t state = MAKING;
+    int fd;
 
-    if (!m && !(m = make_marker()))
+    if (making || (!m && !(m = make_marker())))
         return NULL;
-    state = atomic_load(&m->state);
-    if (making)
-        return NULL;
-    for (uint64_t since = 0; state == MAKING; state = atomic_load(&m->state)) {
-        uint64_t t = now(CLOCK_MONOTONIC);
-
-        since = since ? since : t;
-        if (t - since > WAIT_MAX)
-            return NULL;
-        sched_yield();
-    }
-    if (state == FAILED && now(CLOCK_REALTIME_COARSE) - atomic_load(&looked) < SECOND)
-        return NULL;
-    if (state == READY || !atomic_compare_exchange_strong(&m->state, &state, MAKING))
-        return state == READY || atomic_load(&m->state) == READY ? atomic_load(&page) : NULL;
+    if (!claim(m))
+        return atomic_load(&m->state) == READY ? atomic_load(&page) : NULL;
     making = true;
-    made = make();
+    atomic_store(&replacing, true);
+    fd = make();
+    atomic_store(&looked, now(CLOCK_REALTIME_COARSE));
     making = false;
-    if (!made)
-        atomic_store(&looked, now(CLOCK_REALTIME_COARSE));
-    state = MAKING;
-    if (!atomic_compare_exchange_strong(&m->state, &state, made ? READY : FAILED) || !made)
+    if (!atomic_compare_exchange_strong(&m->state, &state, fd >= 0 ? READY : FAILED) || fd < 0) {
+        if (fd >= 0)                   /* a signal handler forked in the midst of it, and this is the child */
+            real.close(fd);
+        atomic_store(&replacing, false);
         return NULL;
+    }
+    keep_descriptor(fd);               /* others need not wait for it: with threads, a larger table takes milliseconds */
+    atomic_store(&replacing, false);
     rewrite = atomic_load(&on_new_page);
     if (child && rewrite)
         rewrite();
@@ -286,14 +305,15 @@ static void row_store(struct stats_page *p, int fd, const uint64_t words[ROW_WOR
 {
     struct stats_row *row = row_words(p, fd);
     uint64_t *to = row_words(p, fd);
-    uint32_t role = (uint32_t)words[0], top = atomic_load_explicit(&p->max_row, memory_order_relaxed);
+    uint64_t sequence = atomic_load_explicit(&row->sequence, memory_order_relaxed) | 1;
+    uint32_t top = atomic_load_explicit(&p->max_row, memory_order_relaxed);
 
-    atomic_store_explicit(&row->role, ROW_FREE, memory_order_relaxed);
+    sequence += 2;
+    atomic_store_explicit(&row->sequence, sequence, memory_order_relaxed);
     atomic_thread_fence(memory_order_release);
-    for (size_t i = 1; i < ROW_WORDS; i++)
+    for (size_t i = 0; i < ROW_WORDS; i++)
         __atomic_store_n(&to[i], words[i], __ATOMIC_RELAXED);
-    __atomic_store_n(&row->family, (uint32_t)(words[0] >> 32), __ATOMIC_RELAXED);
-    atomic_store_explicit(&row->role, role, memory_order_release);
+    atomic_store_explicit(&row->sequence, sequence + 1, memory_order_release);
     while (top < (uint32_t)fd
            && !atomic_compare_exchange_weak_explicit(&p->max_row, &top, (uint32_t)fd, memory_order_relaxed,
                                                      memory_order_relaxed))
@@ -363,7 +383,7 @@ void stats_row_set(int fd, uint32_t role, int family, uint32_t provider, uint32_
 {
     union {
         struct stats_row row;
-        uint64_t words[ROW_WORDS];
+        uint64_t words[sizeof(struct stats_row) / sizeof(uint64_t)];
     } u = {0};
     struct stats_page *p = get();
 

@@ -19,7 +19,7 @@ enum { STATS_ENGINE_NOT_STARTED = 0, STATS_ENGINE_READY = 1, STATS_ENGINE_HELPER
 enum { ROW_FREE = 0, ROW_LISTEN = 1, ROW_CONNECT = 2, ROW_ACCEPT = 3 };
 
 struct stats_row {                     /* 192 bytes */
-    _Atomic uint32_t role;             /* ROW_*; written last, and 0 first */
+    _Atomic uint32_t role;             /* ROW_* */
     uint32_t family;                   /* AF_INET or AF_INET6 */
     uint32_t provider;                 /* PROVIDER_* that serves, 0 for TCP */
     uint32_t reason;                   /* why TCP, 0 when on a SAN; a listener with a companion: 0 */
@@ -27,7 +27,8 @@ struct stats_row {                     /* 192 bytes */
     uint64_t inode;                    /* of the TCP socket that the application made, 0 for an accepted companion */
     uint64_t started;                  /* CLOCK_REALTIME in nanoseconds */
     char rule[STATS_RULE_SIZE];        /* "file:line", "defaults" or ""; NUL-terminated; a long path loses its front */
-    uint64_t reserved[2];
+    _Atomic uint64_t sequence;         /* odd while the row is being written, another one after each write */
+    uint64_t reserved;
 };
 
 struct stats_page {

@@ -13,6 +13,7 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -95,19 +96,67 @@ static void run_threads(int threads, int count)
         pthread_join(ids[i], NULL);
 }
 
+/* Row `fd` is one of two whole rows at any time. */
+static void *hammer(void *number)
+{
+    struct endpoint one = endpoint("1.1.1.1", 1111), two = endpoint("2.2.2.2", 2222);
+
+    for (unsigned pause = 0;; pause = (pause + 37) % 5000) {
+        stats_row_set(*(int *)number, ROW_CONNECT, AF_INET, 0, 1, &one, &one, 1111, "11111111111111111111111111111111");
+        stats_row_set(*(int *)number, ROW_CONNECT, AF_INET, 1, 2, &two, &two, 2222, "22222222222222222222222222222222");
+        for (volatile unsigned i = 0; i < pause; i++)
+            ;
+    }
+    return NULL;
+}
+
 static void layout(void)
 {
 #define FIELD(type, name) printf(" " #type "." #name "=%zu", offsetof(struct type, name))
     printf("stats_row=%zu stats_page=%zu", sizeof(struct stats_row), sizeof(struct stats_page));
     FIELD(stats_row, role), FIELD(stats_row, family), FIELD(stats_row, provider), FIELD(stats_row, reason);
     FIELD(stats_row, local), FIELD(stats_row, remote), FIELD(stats_row, inode), FIELD(stats_row, started);
-    FIELD(stats_row, rule), FIELD(stats_row, reserved), FIELD(endpoint, ip), FIELD(endpoint, scope);
+    FIELD(stats_row, rule), FIELD(stats_row, sequence), FIELD(endpoint, ip), FIELD(endpoint, scope);
     FIELD(endpoint, port), FIELD(stats_page, magic), FIELD(stats_page, version), FIELD(stats_page, pid);
     FIELD(stats_page, row_size), FIELD(stats_page, nrows), FIELD(stats_page, rows), FIELD(stats_page, engine);
     FIELD(stats_page, engine_reason), FIELD(stats_page, max_row), FIELD(stats_page, started);
     FIELD(stats_page, table_generation), FIELD(stats_page, connections), FIELD(stats_page, listeners);
     FIELD(stats_page, reasons), FIELD(stats_page, upcalls);
     printf(" providers=%d reasons=%d rows=%d rule=%d\n", STATS_PROVIDERS, STATS_REASONS, STATS_ROWS, STATS_RULE_SIZE);
+}
+
+/* An AF_UNIX socket bound to an abstract name, or for "" to one that the kernel finds. */
+static int bound(const char *text)
+{
+    struct sockaddr_un name = {.sun_family = AF_UNIX};
+    size_t length = strlen(text);
+    int fd = real.socket(AF_UNIX, SOCK_STREAM, 0);
+
+    memcpy(name.sun_path + 1, text, length);
+    if (real.bind(fd, (struct sockaddr *)&name, (socklen_t)(sizeof(sa_family_t) + (length ? length + 1 : 0))))
+        abort();
+    return fd;
+}
+
+static int listening(const char *text)
+{
+    int fd = bound(text);
+
+    real.listen(fd, 5);
+    return fd;
+}
+
+/* Prints both ends of a new connection, the connecting one bound to `text`. */
+static void meet(const char *text, int listener)
+{
+    struct sockaddr_un name;
+    socklen_t size = sizeof name;
+    int fd = bound(text);
+
+    real.getsockname(listener, (struct sockaddr *)&name, &size);
+    if (real.connect(fd, (struct sockaddr *)&name, size))
+        abort();
+    printf("%d %d\n", fd, real.accept(listener, NULL, NULL));
 }
 
 int main(void)
@@ -153,6 +202,16 @@ int main(void)
             real.close(fd);
         } else if (sscanf(text, "closefrom %d", &fd) == 1) {
             real.closefrom(fd);
+        } else if (sscanf(text, "take %d", &fd) == 1) {
+            real.dup2(0, fd);
+            errno = 77;
+        } else if (sscanf(text, "hammer %d", &fd) == 1) {
+            static int number;
+            pthread_t id;
+
+            number = fd;
+            pthread_create(&id, NULL, hammer, &number);
+            errno = 77;
         } else if (sscanf(text, "limit %63s %llu", a, &number) == 2) {
             struct rlimit limit = {number, number};
 
@@ -199,37 +258,14 @@ int main(void)
             real.getsockname(fd, (struct sockaddr *)&address, &size);
             printf("%d %lu %d\n", fd, inode(fd), ntohs(address.sin_port));
             continue;
-        } else if (sscanf(text, "pair %2047s", rule) == 1) {   /* a companion bound to that abstract name */
-            struct {
-                sa_family_t family;
-                char path[108];
-            } name = {AF_UNIX, {0}}, peer = {AF_UNIX, {0}};
-            int listener = real.socket(AF_UNIX, SOCK_STREAM, 0);
-            socklen_t size = (socklen_t)(sizeof(sa_family_t) + 1 + strlen(rule));
-
-            real.bind(listener, (void *)&peer, sizeof(sa_family_t));
-            real.listen(listener, 1);
-            fd = real.socket(AF_UNIX, SOCK_STREAM, 0);
-            memcpy(name.path + 1, rule, strlen(rule));
-            real.bind(fd, (void *)&name, size);
-            size = sizeof peer;
-            real.getsockname(listener, (void *)&peer, &size);
-            if (real.connect(fd, (void *)&peer, size))
-                abort();
-            m = real.accept(listener, NULL, NULL);
-            printf("%d %d\n", fd, m);
+        } else if (sscanf(text, "unix %2047s", rule) == 1) {
+            printf("%d\n", listening(rule));
             continue;
-        } else if (sscanf(text, "unix %2047s", rule) == 1) {   /* a companion listener */
-            struct {
-                sa_family_t family;
-                char path[108];
-            } name = {AF_UNIX, {0}};
-
-            fd = real.socket(AF_UNIX, SOCK_STREAM, 0);
-            memcpy(name.path + 1, rule, strlen(rule));
-            real.bind(fd, (void *)&name, (socklen_t)(sizeof(sa_family_t) + 1 + strlen(rule)));
-            real.listen(fd, 5);
-            printf("%d\n", fd);
+        } else if (sscanf(text, "meet %2047s %d", rule, &n) == 2) {
+            meet(rule, n);
+            continue;
+        } else if (sscanf(text, "pair %2047s", rule) == 1) {
+            meet(rule, listening(""));
             continue;
         } else if (strcmp(text, "fork") == 0 || strcmp(text, "clone") == 0) {
             /* The child goes on with the commands until "exit", then the parent does. */
