@@ -348,27 +348,51 @@ int hook___ppoll_chk(struct pollfd *fds, nfds_t count, const struct timespec *ti
 
 /* --- calls by number --- */
 
-/* The last call must be a jump: libc's syscall() finds its seventh argument, and a cloned child its return address, where
- * the caller put them. tests/unit/test_build.py looks at the machine code. */
+static __attribute__((noinline)) long by_number(long number, long a, long b, long c, long d)
+{
+    switch (number) {
+    case SYS_socket: return hook_socket((int)a, (int)b, (int)c);
+    case SYS_close: return hook_close((int)a);
+    case SYS_close_range: return hook_close_range((unsigned)a, (unsigned)b, (int)c);
+    case SYS_dup: return hook_dup((int)a);
+#ifdef SYS_dup2
+    case SYS_dup2: return hook_dup2((int)a, (int)b);
+#endif
+    case SYS_dup3: return hook_dup3((int)a, (int)b, (int)c);
+    case SYS_connect: return hook_connect((int)a, (const struct sockaddr *)b, (socklen_t)c);
+    case SYS_listen: return hook_listen((int)a, (int)b);
+    case SYS_accept: return hook_accept((int)a, (struct sockaddr *)b, (socklen_t *)c);
+    default: return hook_accept4((int)a, (struct sockaddr *)b, (socklen_t *)c, (int)d);
+    }
+}
+
+static bool is_ours(long number)
+{
+    switch (number) {
+    case SYS_socket:
+    case SYS_close:
+    case SYS_close_range:
+    case SYS_dup:
+#ifdef SYS_dup2
+    case SYS_dup2:
+#endif
+    case SYS_dup3:
+    case SYS_connect:
+    case SYS_listen:
+    case SYS_accept:
+    case SYS_accept4: return true;
+    default: return false;
+    }
+}
+
+/* All other calls must be handed on by a jump that leaves the stack as it is: libc's syscall() finds its seventh argument,
+ * and a cloned child its return address, where the caller put them. tests/unit/test_build.py looks at the machine code. */
 long hook_syscall(long number, long a, long b, long c, long d, long e, long f)
 {
-    if (lifecycle_active)
-        switch (number) {
-        case SYS_socket: return hook_socket((int)a, (int)b, (int)c);
-        case SYS_close: return hook_close((int)a);
-        case SYS_close_range: return hook_close_range((unsigned)a, (unsigned)b, (int)c);
-        case SYS_dup: return hook_dup((int)a);
-#ifdef SYS_dup2
-        case SYS_dup2: return hook_dup2((int)a, (int)b);
-#endif
-        case SYS_dup3: return hook_dup3((int)a, (int)b, (int)c);
-        case SYS_connect: return hook_connect((int)a, (const struct sockaddr *)b, (socklen_t)c);
-        case SYS_listen: return hook_listen((int)a, (int)b);
-        case SYS_accept: return hook_accept((int)a, (struct sockaddr *)b, (socklen_t *)c);
-        case SYS_accept4: return hook_accept4((int)a, (struct sockaddr *)b, (socklen_t *)c, (int)d);
-        case SYS_io_uring_setup: lifecycle_bypass_io_uring(); break;
-        default: break;
-        }
+    if (lifecycle_active && is_ours(number))
+        return by_number(number, a, b, c, d);
+    if (number == SYS_io_uring_setup)
+        lifecycle_io_uring = true;
     return real.syscall(number, a, b, c, d, e, f);
 }
 

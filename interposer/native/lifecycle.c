@@ -23,12 +23,12 @@
 extern char **environ;
 bool lifecycle_active;
 int32_t lifecycle_pid;
+_Atomic bool lifecycle_io_uring;
 _Thread_local int lifecycle_vfork;
 _Thread_local int switch_guard;
 
 static struct process_facts facts = {"", "", "", "", "", 0};
 static _Atomic uint32_t forks;
-static _Atomic bool io_uring;
 static _Atomic uint32_t *alive;        /* a page that the kernel wipes in every child with memory of its own */
 
 const struct process_facts *process_facts(void)
@@ -39,16 +39,6 @@ const struct process_facts *process_facts(void)
 uint32_t lifecycle_forks(void)
 {
     return atomic_load(&forks);
-}
-
-void lifecycle_bypass_io_uring(void)
-{
-    io_uring = true;
-}
-
-bool lifecycle_bypassed(void)
-{
-    return io_uring;
 }
 
 bool lifecycle_borrowed(void)

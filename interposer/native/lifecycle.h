@@ -14,6 +14,6 @@ bool lifecycle_borrowed(void);
 void lifecycle_check(void);
 /* Counts forks, in parent and child: a socket older than the last fork may be shared. */
 uint32_t lifecycle_forks(void);
-void lifecycle_bypass_io_uring(void);
-bool lifecycle_bypassed(void);
+/* The program has made an io_uring: what goes through it cannot be followed. */
+extern _Atomic bool lifecycle_io_uring;
 #endif

@@ -28,8 +28,8 @@ struct san_provider {
     int (*wsp_setsockopt)(wsp_descriptor companion, int level, int name, const void *value, socklen_t length);
     /* `v6only`: an IPv6 wildcard listener that takes no IPv4 clients. */
     int (*wsp_listen)(wsp_descriptor companion, int backlog, bool v6only);
-    /* 0; -EINPROGRESS, and wpu_complete_overlapped_request later; the final codes -ECONNRESET, -ECONNREFUSED and
-     * -EHOSTUNREACH only where TCP would surely fail too; any other error means TCP. */
+    /* 0; the final codes -ECONNRESET, -ECONNREFUSED and -EHOSTUNREACH only where TCP would surely fail too; any other
+     * error means TCP. */
     int (*wsp_connect)(wsp_descriptor companion, const struct endpoint *remote);
     /* A new companion of the listener's, with its handle exchanged as in wsp_socket. -EAGAIN: nobody waits;
      * -ECONNABORTED: one was turned away, try again. `nonblocking`, `cloexec`: of the native descriptor, if there is. */
@@ -50,7 +50,6 @@ struct san_provider {
 wpu_handle wpu_create_socket_handle(const struct san_provider *provider, wsp_descriptor companion, uintptr_t context);
 int wpu_query_socket_handle_context(wpu_handle handle, uintptr_t *context);
 int wpu_close_socket_handle(wpu_handle handle);
-int wpu_complete_overlapped_request(wpu_handle handle, int error);
 
 extern const struct san_provider provider_unix;
 /* NULL for an id that is not built in. */

@@ -55,7 +55,7 @@ static void decide(struct sock *sock, uint8_t role, const struct endpoint *local
 {
     flows_decide(role, sock->family, local, remote, verdict);
     sock->rule = verdict->rule;
-    if (verdict->action == ACTION_SAN && lifecycle_bypassed()) {
+    if (verdict->action == ACTION_SAN && lifecycle_io_uring) {
         verdict->action = ACTION_TCP;
         verdict->reason = REASON_IO_URING;
     }
