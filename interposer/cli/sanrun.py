@@ -162,6 +162,9 @@ def main(*ignored: str) -> NoReturn:
         sys.exit(failure.status)
     except BrokenPipeError:
         os._exit(FAILED)
+    except Exception:
+        sys.excepthook(*sys.exc_info())  # a bug of ours must not look like an exit status of the command
+        sys.exit(FAILED)
     sys.exit(0)
 
 
@@ -232,11 +235,11 @@ def _table(options: Options, environ: Mapping[str, str]) -> table_cache.Cached:
 def _helper(table: table_cache.Cached, require: bool) -> None:
     if not table_cache.wants_helper(table.data):
         return
-    from interposer.launch import helper
-
     try:
+        from interposer.launch import helper
+
         helper.spawn(table.path, table_cache.helper_address(table.path))
-    except OSError as error:
+    except (OSError, ImportError) as error:
         message = f"the policy's helper process did not start: {error}"
         if require:
             raise Failure(message) from None
