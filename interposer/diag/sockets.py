@@ -122,11 +122,18 @@ def _check(pid: int, row: Row, inode: int, kernel: Kernel) -> Socket | None:
                 named_remote = _companion(kernel.peer_name(inode))[0]
             local, remote = local or named_local, remote or named_remote
     else:
-        if row.inode and row.inode != inode:
+        if (row.inode and row.inode != inode) or inode in kernel.unix:
             return None
         local, remote = kernel.tcp.get(inode, (row.local, row.remote))
+        if _differ(row.local, local) or _differ(row.remote, remote):
+            return None
     peer = None if row.role == "listen" else remote
     return Socket(pid, row.fd, row.role, local, peer, row.provider, row.rule, row.reason)
+
+
+def _differ(said: Endpoint | None, known: Endpoint | None) -> bool:
+    """Ports tell sockets apart; one address can be written in several ways."""
+    return bool(said and known and said.port and said.port != known.port)
 
 
 def _companion(name: str) -> tuple[Endpoint | None, Endpoint | None]:

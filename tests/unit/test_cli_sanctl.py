@@ -134,10 +134,13 @@ def test_ss_drops_rows_that_are_out_of_date(host: Host) -> None:
     listener, inode, _ = host.ask("listen").split()
     companion = host.ask("pair san1/C/127.0.0.1:5000/127.0.0.1:80").split()[0]
     stranger = host.ask("pair something/else").split()[0]
+    reused, _, port = host.ask("listen").split()
     host.do(
         f"row {listener} 1 4 1 0 - 0 - 0 {int(inode) + 1} other-inode",
+        f"row {reused} 1 4 1 0 127.0.0.1 {int(port) ^ 1} - 0 0 other-port",
         f"row {companion} 2 4 1 0 - 0 - 0 0 good",
         f"row {stranger} 2 4 1 0 - 0 - 0 0 not-a-companion",
+        f"row {int(stranger) + 1} 2 4 0 1 - 0 - 0 0 not-tcp",
         "row 0 2 4 1 0 - 0 - 0 0 not-a-socket",
         "row 400 2 4 1 0 - 0 - 0 0 gone",
     )

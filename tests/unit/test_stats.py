@@ -213,10 +213,10 @@ def test_no_page_is_no_error(host: Host, limit: str) -> None:
 
 
 def test_locked_memory_is_not_filled(host: Host) -> None:
-    """X6: in a program that locks all its memory the sparse page stays sparse."""
+    """X6: in a program that locks all its memory the sparse page stays sparse, and its allowance whole."""
     host.do("mlockall", "connection 1", "row 5 1 4 1 0 - 0 - 0 0 x")
     assert page(host.pid).rows
-    resident = 0
+    resident, flags = 0, set()
     with open(f"/proc/{host.pid}/smaps") as smaps:
         ours = False
         for line in smaps:
@@ -224,7 +224,10 @@ def test_locked_memory_is_not_filled(host: Host) -> None:
                 ours = line.rstrip().endswith(stats.LINK)
             elif ours and line.startswith("Rss:"):
                 resident += int(line.split()[1])
+            elif ours and line.startswith("VmFlags:"):
+                flags.update(line.split()[1:])
     assert 0 < resident <= 64
+    assert flags and "lo" not in flags, "it does not count as locked"
 
 
 def test_cost(program: Path) -> None:
