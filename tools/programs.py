@@ -114,7 +114,7 @@ def kernel(port: int) -> Kernel:
     mine = ("state", "listening", "state", "established", f"( sport = :{port} or dport = :{port} )")
     tcp = [Socket("tcp", words[0], words[3], words[4], _pids(words[5:])) for words in _ss("-tnp", *mine)]
     unix = [Socket(words[0], words[1], words[4], words[6], _pids(words[8:])) for words in _ss("-xap")]
-    listening = re.compile(rf"@san1/L/.*:{port}/\d+$")
+    listening = re.compile(rf"@san1/[LD]/.*:{port}/\d+$")
     connecting = re.compile(rf"@san1/C/.*:{port}$")
     return Kernel(
         tuple(row for row in tcp if row.state == "LISTEN"),
