@@ -373,6 +373,14 @@ static uint16_t start_once(const void *table)
 
 /* --- asking -------------------------------------------------------------------------------------------------------- */
 
+static bool overdue(void)
+{
+    for (size_t i = 0; i < TASKS; i++)
+        if (atomic_load(&tasks[i].state) == TASK_ABANDONED)
+            return true;
+    return false;
+}
+
 /* Under upcall. */
 static bool configure(const void *table)
 {
@@ -383,6 +391,8 @@ static bool configure(const void *table)
         atomic_store(&prepared[i], 0);
     if (!module->configure(table, header->size, process_facts()))
         return false;
+    if (!overdue())
+        atomic_store(&timeouts, 0);    /* other functions, or the same ones mended */
     atomic_store(&configured, header->generation);
     return true;
 }
@@ -397,14 +407,6 @@ static uint16_t ensure_configured(const void *table)
     bool done = configure(table);
     unlock(&upcall, &mask);
     return done ? 0 : REASON_ENGINE_FAILED;
-}
-
-static bool overdue(void)
-{
-    for (size_t i = 0; i < TASKS; i++)
-        if (atomic_load(&tasks[i].state) == TASK_ABANDONED)
-            return true;
-    return false;
 }
 
 /* The rules, on the caller's own thread: 1 us, and no user's code. */

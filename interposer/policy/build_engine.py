@@ -5,6 +5,8 @@ The module does not link libpython: engine.c loads the host's libpython first, g
 
 from __future__ import annotations
 
+import contextlib
+import io
 import subprocess
 import sysconfig
 import tempfile
@@ -86,7 +88,8 @@ static int failed(const char *what)
 static int failed_start(PyConfig *config, PyStatus status)
 {
     char line[256];
-    snprintf(line, sizeof line, "engine: Python does not start: %s", status.err_msg ? status.err_msg : "it wants to exit");
+    const char *why = status.err_msg ? status.err_msg : "it wants to exit";
+    snprintf(line, sizeof line, "engine: Python does not start: %s", why);
     write_log(line);
     if (config)
         PyConfig_Clear(config);
@@ -115,7 +118,8 @@ static int start(const struct engine_setup *setup)
     config.configure_c_stdio = 0;
     config.module_search_paths_set = 1;
     /* All that getpath.py would search for is given, so it touches no file. */
-    wchar_t **paths[] = {&config.home, &config.prefix, &config.base_prefix, &config.exec_prefix, &config.base_exec_prefix};
+    wchar_t **paths[] = {&config.home, &config.prefix, &config.base_prefix, &config.exec_prefix,
+                         &config.base_exec_prefix};
     for (size_t i = 0; i < sizeof paths / sizeof *paths; i++) {
         status = PyConfig_SetBytesString(&config, paths[i], setup->home);
         if (PyStatus_Exception(status))
@@ -232,7 +236,8 @@ def build(output_path: str, python_include: str | None = None) -> None:
     output = Path(output_path)
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch) / "engine_module.c"
-        ffi.emit_c_code(str(source))
+        with contextlib.redirect_stdout(io.StringIO()):  # cffi announces the file
+            ffi.emit_c_code(str(source))
         fresh = output.with_suffix(".new")
         command = ["gcc", "-std=gnu11", "-O2", "-g", "-fPIC", "-fvisibility=hidden", "-Wall", "-shared", "-pthread"]
         command += [f"-I{include}", f"-I{NATIVE}", "-Wl,-z,now", "-Wl,-z,relro", "-Wl,-z,nodelete"]

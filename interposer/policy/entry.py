@@ -10,7 +10,7 @@ import sys
 from _interposer import ffi, lib
 
 from interposer.policy.engine import Engine, Facts
-from interposer.policy.functions import Functions
+from interposer.policy.functions import Functions, forget_modules
 from interposer.policy.table import ACTION_ASK, FUNCTION_NONE, PROVIDERS_MAX, Table
 
 TYPE_CHECKING = False
@@ -45,7 +45,7 @@ class Log:
 
 
 class SignalGuard:
-    """Finds _signal (asyncio and subprocess import it), whose import takes the host's SIGINT over, and gives it back."""
+    """Finds _signal (asyncio, subprocess import it), whose import takes the host's SIGINT over, and gives it back."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> Any:
         if name != "_signal":
@@ -53,7 +53,7 @@ class SignalGuard:
         for finder in sys.meta_path:
             spec = None if finder is self else finder.find_spec(name, None)
             if spec is not None and spec.loader is not None:
-                spec.loader = SignalLoader(spec.loader)
+                spec.loader = SignalLoader(spec.loader)  # type: ignore[assignment]
                 return spec
         return None
 
@@ -111,6 +111,7 @@ def interposer_configure(table: Any, size: int, facts: Any) -> int:
             strings(facts.cgroups),
             facts.user,
         )
+    forget_modules()
     state.table = new
     state.functions = Functions(new, state.facts, log)
     state.engine = None
@@ -153,4 +154,4 @@ def interposer_decide(request: Any, out: Any) -> int:
 
 
 sys.stdout = sys.stderr = sys.__stdout__ = sys.__stderr__ = Log()  # type: ignore[assignment,misc]
-sys.meta_path.insert(0, SignalGuard())  # type: ignore[arg-type]
+sys.meta_path.insert(0, SignalGuard())

@@ -1,4 +1,4 @@
-"""Users' policy functions: find, call, judge. A function can raise, return nonsense or be missing; each is TCP and a reason.
+"""Users' policy functions: find, call, judge. One that raises, returns nonsense or is missing means TCP and a reason.
 
 How long it takes is not watched here but by the caller's thread (native/engine.c, helper.py).
 """
@@ -51,6 +51,10 @@ class Functions:
                 self._found[index] = None
         return self._found[index]
 
+    def find_all(self) -> None:
+        for index in range(len(self._table.functions)):
+            self.find(index)
+
     def decide(
         self,
         index: int,
@@ -97,13 +101,11 @@ class Functions:
         wanted = self._table.functions[index]
         folder = wanted.file.rpartition("/")[0] or "/"
         top = wanted.module.partition(".")[0]
-        loaded = sys.modules.get(top)
-        origin = getattr(loaded, "__file__", None) or ""
-        if loaded is not None and folder in _folders and not _lies_in(origin, folder):
-            # Another policy directory has a module of that name; this one may have its own.
+        origin = getattr(sys.modules.get(top), "__file__", None) or ""
+        if _lies_in(origin, *_folders) and not _lies_in(origin, folder):
+            # Of another policy directory; this one may have a module of that name too.
             for name in [name for name in sys.modules if name == top or name.startswith(top + ".")]:
-                if _lies_in(getattr(sys.modules[name], "__file__", None) or "", *_folders):
-                    del sys.modules[name]
+                del sys.modules[name]
         _folders.add(folder)
         sys.path.insert(0, folder)
         try:
@@ -119,6 +121,15 @@ class Functions:
 
 
 _folders: set[str] = set()
+
+
+def forget_modules() -> None:
+    """Lets the modules of users' functions be imported anew: the policy has changed, and they may have too."""
+    for name, module in list(sys.modules.items()):
+        if _lies_in(getattr(module, "__file__", None) or "", *_folders):
+            del sys.modules[name]
+    for folder in _folders:
+        sys.path_importer_cache.pop(folder, None)
 
 
 def judge(result: object) -> tuple[int, int, tuple[int, ...], int]:

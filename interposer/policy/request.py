@@ -81,8 +81,8 @@ class Request(_Frozen):
     rule     "file:line" of the rule that names the function
     """
 
-    __slots__ = ("role", "family", "local", "remote", "process", "rule")
-    FIELDS = __slots__
+    __slots__ = ("family", "local", "process", "remote", "role", "rule")
+    FIELDS = ("role", "family", "local", "remote", "process", "rule")
     role: str
     family: str
     local: tuple[str, int]
@@ -115,8 +115,8 @@ class Decision(_Frozen):
     can serve (None: as the rule says).
     """
 
-    __slots__ = ("providers", "otherwise")
-    FIELDS = __slots__
+    __slots__ = ("otherwise", "providers")
+    FIELDS = ("providers", "otherwise")
     providers: tuple[str, ...]
     otherwise: str | None
 

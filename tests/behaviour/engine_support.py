@@ -27,7 +27,10 @@ FIRST = '[[rule]]\nrole = "connect"\nremote = "127.0.0.1:{port}"\nuse = "python:
 def host() -> str:
     """The path of the host program, newly built."""
     HOST.parent.mkdir(parents=True, exist_ok=True)
-    sources = [ROOT / "tests/hosts/engine_host.c", *(NATIVE / f"{name}.c" for name in ("engine", "helper", "real", "trace"))]
+    sources = [
+        ROOT / "tests/hosts/engine_host.c",
+        *(NATIVE / f"{name}.c" for name in ("engine", "helper", "real", "trace")),
+    ]
     flags = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-ftls-model=initial-exec"]
     fresh = HOST.with_suffix(f".{os.getpid()}")
     subprocess.run(["gcc", *flags, f"-I{NATIVE}", "-o", fresh, *sources, "-pthread"], check=True, timeout=120)
@@ -70,7 +73,13 @@ def run(table: str, engine: int, *scenario: object, timeout: float = 60, **optio
     environment = {**os.environ, "HOST_LOG": f"{table}.log"}
     command = [host(), table, str(engine), *map(str, scenario)]
     result = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=timeout, check=False, **options  # type: ignore
+        command,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        **options,  # type: ignore
     )
     assert result.returncode == 0, (result.returncode, result.stdout, result.stderr, log(table))
     assert result.stderr == "", result.stderr

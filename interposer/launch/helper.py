@@ -1,0 +1,106 @@
+"""Starts the helper process of a policy, or tells one that runs already about one more program."""
+
+from __future__ import annotations
+
+import _socket
+import os
+import struct
+import sys
+
+ATTEMPTS = 10
+ANSWER_SECONDS = 1.0
+NOT_INHERITED = ("LD_PRELOAD", "INTERPOSER", "INTERPOSER_TABLE", "INTERPOSER_LOG", "INTERPOSER_POLICY")
+
+
+class HelperError(OSError):
+    """The helper cannot be started; the message says why."""
+
+
+def spawn(table_path: str, address: str, log: str | None = None) -> None:
+    """Makes sure that a helper serves `table_path` at the abstract `address` for as long as this process lives.
+
+    This process becomes the program by exec and keeps its pid, so the helper watches that. When this returns the socket
+    listens. The helper is no child of the program, has no terminal, and holds none of its descriptors. Raises
+    HelperError.
+    """
+    pidfd = os.pidfd_open(os.getpid())
+    try:
+        for _ in range(ATTEMPTS):
+            if _join(address, pidfd):
+                return
+            listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
+            try:
+                listener.bind(b"\0" + address.encode())
+                listener.listen(128)
+            except OSError:
+                continue  # another launcher was faster
+            else:
+                _fork(listener, pidfd, table_path, log)
+                return
+            finally:
+                listener.close()
+    finally:
+        os.close(pidfd)
+    raise HelperError(f"the helper's address @{address} is taken, and nobody answers there")
+
+
+def _join(address: str, pidfd: int) -> bool:
+    """Asks a helper that runs already to watch this process too. False where none runs."""
+    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
+    try:
+        connection.settimeout(ANSWER_SECONDS)
+        connection.connect(b"\0" + address.encode())
+        peer = struct.unpack("=3i", connection.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12))
+        if peer[1] not in (0, os.geteuid()):
+            raise HelperError(f"the helper's address @{address} is held by process {peer[0]} of user {peer[1]}")
+        message = struct.pack("=II", 4, 0)
+        connection.sendmsg([message], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("=i", pidfd))])
+        return connection.recv(64) == message
+    except TimeoutError:
+        raise HelperError(f"the helper at @{address} does not answer") from None
+    except HelperError:
+        raise
+    except OSError:
+        return False  # nobody there, or one that ended just now
+    finally:
+        connection.close()
+
+
+def _fork(listener: _socket.socket, pidfd: int, table_path: str, log: str | None) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        return
+    try:
+        os.setsid()
+        if os.fork() == 0:
+            _become_helper(listener, pidfd, table_path, log)
+    finally:
+        os._exit(0)
+
+
+def _become_helper(listener: _socket.socket, pidfd: int, table_path: str, log: str | None) -> None:
+    """In the grandchild. Keeps two descriptors and the log, and nothing that could hold the program's things open."""
+    import fcntl
+
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 64) for fd in (listener.fileno(), pidfd)]
+    if log:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NOCTTY
+        high.append(fcntl.fcntl(os.open(log, flags, 0o600), fcntl.F_DUPFD, 64))
+    null = fcntl.fcntl(os.open("/dev/null", os.O_RDWR), fcntl.F_DUPFD, 64)
+    listener.detach()
+    for number in range(3):
+        os.dup2(null, number)
+    for number, fd in enumerate(high):
+        os.dup2(fd, 3 + number, inheritable=False)
+    os.closerange(3 + len(high), os.sysconf("SC_OPEN_MAX"))
+    os.chdir("/")
+    for name in NOT_INHERITED:
+        os.environ.pop(name, None)
+    with open("/proc/self/comm", "w") as comm:
+        comm.write("sanrun-helper")
+    from interposer.policy.helper import serve
+
+    serve(3, table_path, 4, 5 if log else -1)
