@@ -198,7 +198,7 @@ def _start(options: Options, ignored: Sequence[str]) -> None:
         _say(f"{path} cannot be interposed: {program.obstacle}; it runs on plain TCP{children}")
     if program.obstacle and not program.static:
         _become(program, options.command, environ, ignored)
-    _helper(table, options.require)
+    _helper(table, options.log or environ.get("INTERPOSER_LOG", ""), options.require)
     if options.verbose:
         for name, value in additions.items():
             _say(f"{name}={value}")
@@ -232,14 +232,14 @@ def _table(options: Options, environ: Mapping[str, str]) -> table_cache.Cached:
         raise Failure(str(error)) from None
 
 
-def _helper(table: table_cache.Cached, require: bool) -> None:
+def _helper(table: table_cache.Cached, log: str, require: bool) -> None:
     if not table_cache.wants_helper(table.data):
         return
-    try:
-        from interposer.launch import helper
+    from interposer.launch import helper
 
-        helper.spawn(table.path, table_cache.helper_address(table.path))
-    except (OSError, ImportError) as error:
+    try:
+        helper.spawn(table.path, table_cache.helper_address(table.path), log or None)
+    except OSError as error:
         message = f"the policy's helper process did not start: {error}"
         if require:
             raise Failure(message) from None
