@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
+from typing import ClassVar
 
 from setuptools import Command
 from setuptools.command.build_ext import build_ext
@@ -181,7 +182,7 @@ class BuildExt(build_ext):
 class BuildScripts(Command):
     """Compiles the command sanrun where setuptools expects scripts."""
 
-    user_options: list[tuple[str, str | None, str]] = []
+    user_options: ClassVar[list[tuple[str, str | None, str]]] = []
 
     def initialize_options(self) -> None:
         self.build_dir = ""
