@@ -19,6 +19,8 @@ Box = tuple[int, int, tuple[Interval, Interval, Interval, Interval]]
 
 ANY = Pattern(FAMILY_V4 | FAMILY_V6, bytes(16), 0, ALL_PORTS, "*")
 EVERYTHING: Interval = (0, (1 << 128) - 1)
+# The addresses of a family. IPv4's lie amid those of IPv6, but no IPv6 rule matches them.
+SPACES: dict[int, Interval] = {FAMILY_V4: (0xFFFF00000000, 0xFFFFFFFFFFFF), FAMILY_V6: EVERYTHING}
 # Beyond this many fragments a rule counts as reachable: the check must end.
 FRAGMENTS_MAX = 512
 WARNINGS_MAX = 50
@@ -65,15 +67,19 @@ def boxes_of(rule: Rule) -> list[Box]:
     """What a rule matches."""
     boxes: list[Box] = []
     for local, remote in pattern_pairs(rule):
-        for family in (FAMILY_V4, FAMILY_V6):
+        for family, space in SPACES.items():
             if not local.families & remote.families & family:
                 continue
+            here, there = _common(local.interval, space), _common(remote.interval, space)
             if rule.role & ROLE_LISTEN:
-                boxes.append((ROLE_LISTEN, family, (local.ports, local.interval, EVERYTHING, EVERYTHING)))
+                boxes.append((ROLE_LISTEN, family, (local.ports, here, EVERYTHING, EVERYTHING)))
             if rule.role & ROLE_CONNECT:
-                sides = (remote.ports, remote.interval, local.ports, local.interval)
-                boxes.append((ROLE_CONNECT, family, sides))
+                boxes.append((ROLE_CONNECT, family, (remote.ports, there, local.ports, here)))
     return boxes
+
+
+def _common(a: Interval, b: Interval) -> Interval:
+    return max(a[0], b[0]), min(a[1], b[1])
 
 
 def _disjoint(a: Box, b: Box) -> bool:
@@ -99,7 +105,7 @@ def _subtract(box: Box, other: Box) -> list[Box]:
             parts.append((role, family, _replaced(rest, axis, (first, low - 1))))
         if last > high:
             parts.append((role, family, _replaced(rest, axis, (high + 1, last))))
-        rest[axis] = (max(first, low), min(last, high))
+        rest[axis] = _common((first, last), (low, high))
     return parts
 
 

@@ -136,9 +136,10 @@ class _File:
         self.lines = lines_of(text)
         self.known_keys((), self.data, TOP_KEYS, "the file")
         version = self.data.get("version")
-        if version is None:
+        misspelt = any(nearest(key, TOP_KEYS) == "version" for key in self.data)
+        if version is None and not misspelt:
             self.problems.append(Problem(self.path, 1, "no version", f"begin the file with version = {VERSION}"))
-        elif type(version) is not int or version != VERSION:
+        elif version is not None and (type(version) is not int or version != VERSION):
             self.error(("version",), f"version = {_show(version)}, expected {VERSION}", f"write version = {VERSION}")
         return True
 
@@ -275,7 +276,7 @@ class _File:
 
     def section(self, path: Path, values: Table) -> Section:
         self.known_keys(path, values, PROCESS_KEYS, "[[process]]")
-        if not any(key in values for key in PREDICATES):
+        if not any(key in PREDICATES or key not in PROCESS_KEYS for key in values):
             message = f"[[process]] does not say which, expected {quoted(PREDICATES)}"
             self.error(path, message, "add one, or move its rules to [[rule]]")
         section = Section(
