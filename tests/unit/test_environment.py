@@ -49,7 +49,7 @@ def test_library_path_that_the_loader_would_split(tmp_path: Path, name: str) -> 
         environment.library_head(str(tmp_path / name / "libinterposer.so"))
 
 
-@pytest.mark.parametrize("content", [None, b"", b"not a library" * 10])
+@pytest.mark.parametrize("content", [None, b"", b"\x7fELF", b"not a library" * 10])
 def test_missing_or_broken_library(tmp_path: Path, content: bytes | None) -> None:
     """O4: said before the start, with what to do."""
     path = tmp_path / "libinterposer.so"
@@ -112,7 +112,9 @@ def test_options_have_tables_of_their_own(policy: Path, environ: dict[str, str])
     assert len({table.path for table in tables}) == 3
 
 
-@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[:-1], lambda data: data[:-1] + b"\xff"])
+@pytest.mark.parametrize(
+    "damage", [lambda data: b"", lambda data: data[:-1], lambda data: data[:130] + b"\xff" + data[131:]]
+)
 def test_damaged_table_is_compiled_again(policy: Path, environ: dict[str, str], damage: object) -> None:
     """X3: a corrupt run-time file is not used."""
     good = fetch(policy, environ)
