@@ -354,6 +354,7 @@ static void start_python(const void *table)
         munmap(start, size);
 }
 
+/* Who comes while another thread starts it waits with that thread. */
 static uint16_t start_once(const void *table)
 {
     sigset_t mask;
@@ -646,7 +647,7 @@ static uint16_t ask(const void *table, const struct decision_request *request, s
     uint16_t reason = 0;
     if (stack_is_small())
         reason = REASON_ENGINE_STACK;
-    else if (atomic_load(&state) == NOT_STARTED)
+    else if (atomic_load(&state) < READY)
         reason = start_once(table);
     if (!reason) {
         switch (atomic_load(&state)) {
@@ -680,8 +681,8 @@ void engine_ask(const void *table, const struct decision_request *request, struc
 {
     int saved = errno, cancel;
     uintptr_t here = (uintptr_t)__builtin_frame_address(0);
-    uint8_t otherwise = out->otherwise;
     uint16_t reason = REASON_ENGINE_BUSY;
+    out->rule = request->rule;
     if (getpid() != own_pid) {
         reason = REASON_ENGINE_FORKED;
     } else if (!function_thread && fork_mode == FORK_NONE && !already_asking(here)) {
@@ -693,14 +694,9 @@ void engine_ask(const void *table, const struct decision_request *request, struc
         pthread_setcancelstate(cancel, &cancel);
         asking = 0;
     }
-    if (reason) {
-        memset(out, 0, sizeof *out);
-        out->action = ACTION_TCP;
-        out->otherwise = otherwise;
-        out->reason = reason;
-        out->rule = request->rule;
-        out->function = FUNCTION_NONE;
-    }
+    if (reason)
+        *out = (struct verdict){.action = ACTION_TCP, .otherwise = out->otherwise, .reason = reason, .rule = out->rule,
+                                .function = FUNCTION_NONE};
     errno = saved;
 }
 

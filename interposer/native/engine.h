@@ -33,8 +33,8 @@ struct process_facts {
 };
 const struct process_facts *process_facts(void);
 
-/* Asks and fills *out in every case: where the engine cannot answer, ACTION_TCP with the reason. Keeps errno. `table`
- * is the validated table of this process. */
+/* Asks and fills *out in every case: where the engine cannot answer, ACTION_TCP with the reason. out->otherwise is what
+ * stands where the answer leaves it open. Keeps errno. `table` is the validated table of this process. */
 void engine_ask(const void *table, const struct decision_request *request, struct verdict *out);
 /* engine = "startup": starts the engine now. */
 void engine_start(const void *table);

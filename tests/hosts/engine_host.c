@@ -307,7 +307,7 @@ static void describe(char *text, size_t size)
         sigaction(numbers[i], NULL, &action[i]);
         length += (size_t)snprintf(text + length, size - length, "fd%d=%ld:%ld:%x sig%d=%p/%x ", i,
                                    (long)status[i].st_ino, (long)real.fcntl(i, F_GETFL, 0), status[i].st_mode,
-                                   numbers[i], (void *)action[i].sa_handler, action[i].sa_flags);
+                                   numbers[i], (void *)action[i].sa_handler, action[i].sa_flags & ~0x4000000);   /* libc's own */
     }
     pthread_sigmask(SIG_BLOCK, NULL, &mask);
     int fd = open("/dev/null", O_RDONLY);
@@ -327,7 +327,8 @@ static void untouched(char **arguments, int count)
     if (count > 1)
         signal(SIGINT, on_signal);
     describe(before, sizeof before);
-    show("verdict", ask(arguments[0][0] == '-' ? FUNCTION_NONE : (uint32_t)atoi(arguments[0]), 80));
+    /* No rule asks a function for port 79. */
+    show("verdict", arguments[0][0] == '-' ? ask(FUNCTION_NONE, 79) : ask((uint32_t)atoi(arguments[0]), 80));
     if (arguments[0][0] != '-')
         usleep(1300000);                 /* the function thread ends when idle */
     describe(after, sizeof after);
