@@ -28,6 +28,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#pragma weak pthread_mutex_clocklock   /* musl has none: lifecycle.c keeps the switch off there, but it must load */
+
 #define STACK_NEEDED (64u << 10)
 #define START_STACK (1u << 20)
 #define FUNCTION_STACK (2u << 20)

@@ -12,10 +12,12 @@
 #include "trace.h"
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/auxv.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #define FACTS_MAX (4 << 20)
@@ -169,13 +171,28 @@ static void publish_all(void)
     fdtable_each(0, ~0u, publish, NULL);
 }
 
+/* A shell under sanrun may start programs that sanrun itself would have left alone. musl's loader resolves our symbols in
+ * its own library, so we get here; only root's loader preloads into privileged programs. */
+extern const char *gnu_get_libc_version(void) __attribute__((weak));
+extern int __register_atfork(void (*before)(void), void (*parent)(void), void (*child)(void), void *object)
+    __attribute__((weak));
+
+static bool left_alone(void)
+{
+    struct stat program;
+    return !gnu_get_libc_version || getauxval(AT_SECURE) ||
+           (stat("/proc/self/exe", &program) == 0 &&
+            ((program.st_mode & S_ISUID) || (program.st_mode & (S_ISGID | S_IXGRP)) == (S_ISGID | S_IXGRP))) ||
+           getxattr("/proc/self/exe", "security.capability", NULL, 0) > 0;
+}
+
 __attribute__((constructor)) static void start(void)
 {
     int saved = errno;
     real_resolve();
     lifecycle_pid = getpid();
     const char *word = getenv("INTERPOSER"), *table = getenv("INTERPOSER_TABLE"), *log = getenv("INTERPOSER_LOG");
-    if (!(word && strcmp(word, "off") == 0) && table && *table == '/') {
+    if (!(word && strcmp(word, "off") == 0) && table && *table == '/' && !left_alone()) {
         if (log && *log == '/')
             trace_open(log);
         keep_facts();
@@ -188,7 +205,7 @@ __attribute__((constructor)) static void start(void)
         else
             atomic_store(alive, 1);
         stats_on_new_page(publish_all);
-        pthread_atfork(before_fork, engine_after_fork_parent, after_fork_child);
+        __register_atfork(before_fork, engine_after_fork_parent, after_fork_child, NULL);
         lifecycle_active = true;
         if (flows_engine() == ENGINE_STARTUP)
             engine_start(flows_table());

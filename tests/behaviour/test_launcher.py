@@ -292,6 +292,59 @@ def test_program_of_another_architecture(sanrun: Run, tmp_path: Path) -> None:
     assert sanrun("--require", str(path)).returncode == 125
 
 
+LISTEN = """\
+#include <arpa/inet.h>
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+int main(void) {
+    struct sockaddr_in any = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    int fd = socket(AF_INET, SOCK_STREAM, 0), served = 0;
+    if (bind(fd, (struct sockaddr *)&any, sizeof any) || listen(fd, 1))
+        return 1;
+    for (int i = 0; i < 65536; i++) {
+        char path[64], link[PATH_MAX] = "";
+        snprintf(path, sizeof path, "/proc/self/fd/%d", i);
+        if (readlink(path, link, sizeof link - 1) > 0 && strstr(link, "memfd:interposer"))
+            served = 1;
+    }
+    puts(served ? "interposed" : "plain");
+}
+"""
+"""Listens, and says whether the switch keeps its statistics in this process."""
+
+
+def test_child_of_a_shell_that_is_as_it_should_be(sanrun: Run, compiled: Callable[..., str]) -> None:
+    """P3, X8: the counterpart of the next three tests."""
+    assert sanrun("sh", "-c", compiled("listen", LISTEN, "gcc")).stdout == "interposed\n"
+
+
+def test_musl_child_of_a_shell(sanrun: Run, compiled: Callable[..., str]) -> None:
+    """T14: it inherits a preload that sanrun would have kept from it, loads it, and is left whole."""
+    result = sanrun("sh", "-c", compiled("listen-musl", LISTEN, "musl-gcc"))
+    assert (result.returncode, result.stdout, result.stderr) == (0, "plain\n", "")
+
+
+@pytest.mark.parametrize("mode", [0o4755, 0o2755])
+def test_privileged_child_of_a_shell(sanrun: Run, compiled: Callable[..., str], tmp_path: Path, mode: int) -> None:
+    """X3: root's loader does preload into it, and the switch stays off."""
+    path = tmp_path / "privileged"
+    shutil.copy(compiled("listen", LISTEN, "gcc"), path)
+    path.chmod(mode)
+    assert sanrun("sh", "-c", str(path)).stdout == "plain\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="setcap needs root")
+def test_child_with_capabilities_of_a_shell(sanrun: Run, compiled: Callable[..., str], tmp_path: Path) -> None:
+    """X3: the same for file capabilities."""
+    path = tmp_path / "capable"
+    shutil.copy(compiled("listen", LISTEN, "gcc"), path)
+    subprocess.run(["/sbin/setcap", "cap_net_bind_service+ep", path], check=True, timeout=10)
+    assert sanrun("sh", "-c", str(path)).stdout == "plain\n"
+
+
 # Bad input
 
 
