@@ -15,7 +15,7 @@
 
 _Atomic(_Atomic(struct sock *) *) fdtable_leaves[FDTABLE_LEAVES];
 static _Atomic(struct sock *) first_leaf[FDTABLE_LEAF];
-static struct pool socks = {.item_size = sizeof(struct sock)};
+POOL(socks, struct sock);
 static struct sock hidden = {.refs = 1, .aliases = 1, .phase = SOCK_HIDDEN, .shadow = -1};
 
 static _Atomic(struct sock *) *entry(int fd)

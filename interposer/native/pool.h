@@ -20,8 +20,13 @@ struct pool {
     _Atomic uint64_t head;             /* a tag against ABA, and index + 1 of the first free item */
     _Atomic uint32_t used;
     uint32_t item_size;
-    _Atomic(char *) chunks[POOL_CHUNKS];
+    _Atomic(char *) *chunks;
 };
+
+/* The chunks stand apart: an initialised array of that size would be paid for in the file. */
+#define POOL(name, type)                                                                                               \
+    static _Atomic(char *) name##_chunks[POOL_CHUNKS];                                                                 \
+    static struct pool name = {.item_size = sizeof(type), .chunks = name##_chunks}
 
 /* NULL when memory or the pool is exhausted. All but the pool_item is as the last owner left it, or zero. */
 void *pool_take(struct pool *pool);

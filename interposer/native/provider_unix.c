@@ -40,7 +40,7 @@ struct live {
     bool dual;
 };
 
-static struct pool companions = {.item_size = sizeof(struct unix_companion)};
+POOL(companions, struct unix_companion);
 static struct live cache[64];
 static _Atomic int cache_lock;
 static _Atomic int probe_fd = -1;

@@ -11,7 +11,7 @@ struct handle {
     _Atomic uintptr_t context;
 };
 
-static struct pool handles = {.item_size = sizeof(struct handle)};
+POOL(handles, struct handle);
 
 static struct handle *resolve(wpu_handle number)
 {
