@@ -346,6 +346,52 @@ int hook___ppoll_chk(struct pollfd *fds, nfds_t count, const struct timespec *ti
                                       : hook_ppoll(fds, count, timeout, mask);
 }
 
+/* --- another program --- */
+
+int hook_execve(const char *path, char *const arguments[], char *const environment[])
+{
+    switch_before_exec();
+    return real.execve(path, arguments, environment);
+}
+
+int hook_execv(const char *path, char *const arguments[])
+{
+    switch_before_exec();
+    return real.execv(path, arguments);
+}
+
+int hook_execvp(const char *file, char *const arguments[])
+{
+    switch_before_exec();
+    return real.execvp(file, arguments);
+}
+
+int hook_execvpe(const char *file, char *const arguments[], char *const environment[])
+{
+    switch_before_exec();
+    return real.execvpe(file, arguments, environment);
+}
+
+int hook_fexecve(int fd, char *const arguments[], char *const environment[])
+{
+    switch_before_exec();
+    return real.fexecve(fd, arguments, environment);
+}
+
+int hook_posix_spawn(pid_t *pid, const char *path, const posix_spawn_file_actions_t *actions,
+                     const posix_spawnattr_t *attributes, char *const arguments[], char *const environment[])
+{
+    switch_before_exec();
+    return real.posix_spawn(pid, path, actions, attributes, arguments, environment);
+}
+
+int hook_posix_spawnp(pid_t *pid, const char *file, const posix_spawn_file_actions_t *actions,
+                      const posix_spawnattr_t *attributes, char *const arguments[], char *const environment[])
+{
+    switch_before_exec();
+    return real.posix_spawnp(pid, file, actions, attributes, arguments, environment);
+}
+
 /* --- calls by number --- */
 
 static __attribute__((noinline)) long by_number(long number, long a, long b, long c, long d)

@@ -316,9 +316,20 @@ static int accept_real(int fd, struct sockaddr *address, socklen_t *length, int 
     return plain ? real.accept(fd, address, length) : real.accept4(fd, address, length, flags);
 }
 
+/* Would accept() on the TCP listener block? Only after another program inherited it, with its O_NONBLOCK as it was. */
+static bool would_block(const struct sock *listener, int fd)
+{
+    if (listener->nonblocking || !listener->ncompanions || real.fcntl(fd, F_GETFL, 0) & O_NONBLOCK)
+        return false;
+    struct pollfd ready = {fd, POLLIN, 0};
+    return real.poll(&ready, 1, 0) == 0;
+}
+
 /* A connection that came by TCP to a listener that we know. */
 static int accept_tcp(struct sock *listener, int fd, struct sockaddr *address, socklen_t *length, int flags, bool plain)
 {
+    if (would_block(listener, fd))
+        return -EAGAIN;
     int accepted = accept_real(fd, address, length, flags, plain);
     if (accepted < 0)
         return -errno;
@@ -613,4 +624,19 @@ int switch_fcntl(struct sock *sock, int fd, int command, long argument)
     default:
         return real.fcntl(fd, command, argument);
     }
+}
+
+static bool show_nonblocking(int fd, struct sock *sock, void *context)
+{
+    (void)context;
+    if (sock_phase(sock) == SOCK_LISTENING && !sock->nonblocking && real.fcntl(fd, F_GETFD, 0) == 0)
+        real.fcntl(fd, F_SETFL, real.fcntl(fd, F_GETFL, 0) & ~O_NONBLOCK);
+    return true;
+}
+
+void switch_before_exec(void)
+{
+    int saved = errno;
+    fdtable_each(0, ~0u, show_nonblocking, NULL);
+    errno = saved;
 }

@@ -23,6 +23,9 @@ void switch_duplicated(int from, int to);        /* after the real dup */
 int switch_dup2(int from, int to, int flags, bool three);
 /* F_GETFL and F_SETFL of a listener with companions, whose O_NONBLOCK is ours. */
 int switch_fcntl(struct sock *sock, int fd, int command, long argument);
+/* Before another program takes over: what it inherits looks as this program left it. Only reads the tables, so a vfork
+ * child may call it. */
+void switch_before_exec(void);
 /* MSG_FASTOPEN on a socket that is not connected: decides and connects; false where libc should do it all. */
 bool switch_fast_open(int fd, const struct sockaddr *address, socklen_t length, int *result);
 #endif
