@@ -185,6 +185,20 @@ def session_members(session: int) -> frozenset[int]:
     return frozenset(members)
 
 
+def with_variable(variable: str) -> frozenset[int]:
+    """Pids that were started with `variable`, NAME=VALUE, in their environment."""
+    found = set()
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                environment = Path(f"/proc/{entry}/environ").read_bytes()
+            except OSError:
+                continue
+            if variable.encode() in environment.split(b"\0"):
+                found.add(int(entry))
+    return frozenset(found)
+
+
 class Program:
     """A started program and all its children."""
 
@@ -384,6 +398,12 @@ class Programs:
         """Ends everything, and returns what should not be there: processes, and abstract names of its ports."""
         left = [line for program in reversed(self.running) for line in self.stop(program)]
         self.running.clear()
+        # Also what the switch itself started, such as the policy's helper.
+        variable = f"XDG_RUNTIME_DIR={self._runtime}"
+        try:
+            wait_for(lambda: not with_variable(variable), "", 2)
+        except Failed:
+            left += [f"process {pid}, started by sanrun" for pid in with_variable(variable)]
         for port in self.ports:
             try:
                 wait_for(lambda port=port: not kernel(port).names, "", 2)  # type: ignore[misc]

@@ -22,13 +22,15 @@ version = 1
 providers = ["unix"]
 otherwise = "tcp"
 """
+DECIDE = """\
+def decide(request):
+    address, port = request.remote or request.local
+    return ["unix"] if address in ("127.0.0.1", "::") and port > 1024 else "tcp"
+"""
 POLICIES = {
     "plain": (PLAIN, ""),
     "reactive": (PLAIN + 'engine = "reactive"\n', ""),
-    "function": (
-        PLAIN + '\n[[rule]]\nrole = "both"\nuse = "python:site_policy:decide"\n',
-        'def decide(request):\n    return ["unix"]\n',
-    ),
+    "function": (PLAIN + '\n[[rule]]\nrole = "both"\nuse = "python:site_policy:decide"\n', DECIDE),
 }
 
 

@@ -45,13 +45,13 @@ def on_san(port: int, client: Program, server: Program, at_least: int = 1) -> No
         assert providers and set(providers) == {"unix"}, listed
 
 
-def on_tcp(port: int, client: Program, server: Program) -> None:
-    """All connections of `port` that now exist are on TCP, in the kernel and in the counters of the one program that is
-    interposed, and it says why."""
+def on_tcp(port: int, client: Program, server: Program, why: str = "NO_COMPANION") -> None:
+    """All connections of `port` that now exist are on TCP, in the kernel and in the counters of the programs that are
+    interposed, and these say why: the client `why`, the server that the client came by TCP."""
     now = _kernel(port, "a TCP connection", lambda now: len(now.tcp) >= 2)
     assert not now.connecting, now
     assert not now.accepted, now
-    for program, reason in ((client, "NO_COMPANION"), (server, "PEER_TCP")):
+    for program, reason in ((client, why), (server, "PEER_TCP")):
         if program.switched:
             counted = _counted(program, "a TCP connection", lambda counted: bool(counted.connections.get("tcp")))
             assert not counted.connections.get("unix"), counted

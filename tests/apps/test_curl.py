@@ -8,6 +8,13 @@ import pytest
 import servers
 from programs import LOOPBACK, Policy, Program, Programs
 
+RULE = """\
+version = 1
+
+[[rule]]
+role = "both"
+use = "python:site_policy:decide"
+"""
 SERVERS = {"http.server": servers.http_server, "nginx": servers.nginx}
 
 
@@ -51,6 +58,27 @@ def test_interposed_curl_to_plain_server(apps: Programs, site: Path, policy: Pol
     serving = SERVERS[server](apps, None, port, site)
     client = curl(apps, policy, port)
     looks.on_tcp(port, client, serving)
+    assert same(client, site)
+
+
+def test_function_says_tcp(apps: Programs, site: Path) -> None:
+    """P3, P5, O1: a function that wants TCP for curl, and the SAN for all others, gets that."""
+    decide = 'def decide(request):\n    return "tcp" if request.process.name == "curl" else "unix"\n'
+    policy = apps.policy("no-curl", RULE, decide)
+    port = apps.port()
+    serving = servers.nginx(apps, policy, port, site)
+    client = curl(apps, policy, port)
+    looks.on_tcp(port, client, serving, "FUNCTION_TCP")
+    assert same(client, site)
+
+
+def test_function_raises(apps: Programs, site: Path, plain: Policy) -> None:
+    """P5, O1: an exception in the function means TCP and its reason, and the program goes on."""
+    policy = apps.policy("raises", RULE, "def decide(request):\n    raise KeyError(request.role)\n")
+    port = apps.port()
+    serving = servers.nginx(apps, plain, port, site)
+    client = curl(apps, policy, port)
+    looks.on_tcp(port, client, serving, "FUNCTION_RAISED")
     assert same(client, site)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import signal
 import time
@@ -102,3 +103,22 @@ def test_reload_under_load(apps: Programs, site: Path, policy: Policy, reuseport
         now = programs.kernel(port)
         assert bool(now.tcp) is not looks.SWITCH, now
     assert requests(client) > 100
+
+
+def test_killed_master(apps: Programs, site: Path, plain: Policy) -> None:
+    """X1, X5, S27: after a kill -9 of the master its workers still serve the SAN, and when they have gone no name is
+    left."""
+    port = apps.port()
+    server = servers.nginx(apps, plain, port, site)
+    workers = server.pids - {server.pid}
+    server.popen.kill()
+    server.popen.wait(10)
+    assert requests(wrk(apps, plain, port)) > 100
+    if looks.SWITCH:
+        counted = programs.counters(server.pids)
+        assert counted.connections.get("unix", 0) >= CONNECTIONS, counted
+        assert not counted.connections.get("tcp"), counted
+    for pid in workers:
+        os.kill(pid, signal.SIGTERM)
+    programs.wait_for(lambda: not server.pids, "the workers have ended")
+    assert not programs.kernel(port).names

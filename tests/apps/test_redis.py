@@ -65,7 +65,7 @@ def test_benchmark(apps: Programs, policy: Policy) -> None:
     beside them on TCP."""
     port = apps.port()
     server = servers.redis(apps, policy, port)
-    client = benchmark(apps, policy, port, 400_000)
+    client = benchmark(apps, policy, port, 200_000)
     looks.connected(port, 50)
     with client.frozen():
         looks.on_san(port, client, server, 50)
@@ -86,7 +86,7 @@ def test_background_save_under_load(apps: Programs, policy: Policy) -> None:
     for number in range(KEYS):
         client.send(f"SET mark:{number} value-{number * number}")
     assert {client.line() for _ in range(KEYS)} == {"OK"}
-    load = benchmark(apps, policy, port, 400_000)
+    load = benchmark(apps, policy, port, 200_000)
     looks.connected(port, 50)
     assert ask(client, "BGSAVE") == "Background saving started"
     assert finished(load)
