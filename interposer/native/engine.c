@@ -197,6 +197,8 @@ static bool sandboxed(void)
     return line && atoi(line + sizeof "\nSeccomp:" - 1) != 0;
 }
 
+extern void *__libc_stack_end;
+
 /* Finds the mapping that `here` lies in. A thread's stack, a coroutine's and a signal stack are one mapping each; the
  * main thread's grows down to its limit. */
 static void find_stack(uintptr_t here)
@@ -218,7 +220,7 @@ static void find_stack(uintptr_t here)
             if (here < low || here >= high)
                 continue;
             struct rlimit limit;
-            if (strstr(line, "[stack]") && !getrlimit(RLIMIT_STACK, &limit)) {
+            if ((uintptr_t)__libc_stack_end >= low && (uintptr_t)__libc_stack_end <= high && !getrlimit(RLIMIT_STACK, &limit)) {
                 size_t size = limit.rlim_cur < (64u << 20) ? (size_t)limit.rlim_cur : 64u << 20;
                 if (high - size < low)
                     low = high - size;
@@ -258,6 +260,24 @@ static void log_line(const char *line)
     trace_log("%s", line);
 }
 
+/* libpython's read-only data serve its start: relocations for the loader, frozen modules. What is used again comes back
+ * from the page cache. */
+static int give_back_pages(struct dl_phdr_info *object, size_t size, void *libpython)
+{
+    (void)size;
+    if (!object->dlpi_name || strcmp(object->dlpi_name, libpython))
+        return 0;
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    for (int i = 0; i < object->dlpi_phnum; i++) {
+        const ElfW(Phdr) *segment = &object->dlpi_phdr[i];
+        uintptr_t first = (object->dlpi_addr + segment->p_vaddr + page - 1) & ~(page - 1);
+        uintptr_t last = (object->dlpi_addr + segment->p_vaddr + segment->p_filesz) & ~(page - 1);
+        if (segment->p_type == PT_LOAD && segment->p_flags == PF_R && first < last)
+            madvise((void *)first, last - first, MADV_DONTNEED);
+    }
+    return 1;
+}
+
 static uint16_t load_python(const void *table)
 {
     const struct table_header *header = header_of(table);
@@ -293,6 +313,7 @@ static uint16_t load_python(const void *table)
     struct engine_setup setup = {table_string(table, header->python_home), search_path, log_line};
     if (entry->start(&setup))
         return REASON_ENGINE_FAILED;
+    dl_iterate_phdr(give_back_pages, (void *)libpython);
     module = entry;
     return 0;
 }

@@ -10,12 +10,13 @@ import sys
 from _interposer import ffi, lib
 
 from interposer.policy.engine import Engine, Facts
-from interposer.policy.functions import Functions, forget_modules
 from interposer.policy.table import ACTION_ASK, FUNCTION_NONE, PROVIDERS_MAX, Table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from interposer.policy.functions import Functions
 
 
 class Log:
@@ -78,8 +79,8 @@ class State:
 
     table: Table
     facts: Facts
-    functions: Functions
     engine: Engine | None = None
+    functions: Functions | None = None
 
 
 state = State()
@@ -111,10 +112,14 @@ def interposer_configure(table: Any, size: int, facts: Any) -> int:
             strings(facts.cgroups),
             facts.user,
         )
-    forget_modules()
     state.table = new
-    state.functions = Functions(new, state.facts, log)
     state.engine = None
+    state.functions = None
+    if new.functions:
+        from interposer.policy.functions import Functions, forget_modules
+
+        forget_modules()
+        state.functions = Functions(new, state.facts, log)
     for folder in new.search_path:
         if folder not in sys.path:
             sys.path.append(folder)
@@ -123,7 +128,8 @@ def interposer_configure(table: Any, size: int, facts: Any) -> int:
 
 @ffi.def_extern()  # type: ignore[untyped-decorator]
 def interposer_prepare(function: int) -> int:
-    state.functions.find(function)
+    if state.functions is not None:
+        state.functions.find(function)
     return 1
 
 
@@ -139,6 +145,8 @@ def interposer_decide(request: Any, out: Any) -> int:
         action, otherwise, providers, reason, rule, function = state.engine.decide(
             request.role, request.family, local_ip, local.port, remote_ip, remote.port
         )
+    elif state.functions is None:
+        return 0
     else:
         action, otherwise, providers, reason = state.functions.decide(
             function, rule, request.role, request.family, local_ip, local.port, remote_ip, remote.port

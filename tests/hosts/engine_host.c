@@ -78,6 +78,13 @@ static double now_ms(void)
     return (double)now.tv_sec * 1e3 + (double)now.tv_nsec / 1e6;
 }
 
+static double cpu_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
+    return (double)now.tv_sec * 1e3 + (double)now.tv_nsec / 1e6;
+}
+
 static long memory_kib(const char *field)
 {
     char line[128];
@@ -140,11 +147,11 @@ static void asks(char **arguments, int count)
 static void cost(void)
 {
     long rss = memory_kib("Rss"), private = memory_kib("Private_Dirty");
-    double start = now_ms();
+    double start = now_ms(), cpu = cpu_ms();
     show("first", ask(FUNCTION_NONE, 80));
     double middle = now_ms();
-    printf("start_ms=%.2f rss_kib=%ld private_kib=%ld threads=%d\n", middle - start, memory_kib("Rss") - rss,
-           memory_kib("Private_Dirty") - private, threads());
+    printf("start_ms=%.2f cpu_ms=%.2f rss_kib=%ld private_kib=%ld threads=%d\n", middle - start, cpu_ms() - cpu,
+           memory_kib("Rss") - rss, memory_kib("Private_Dirty") - private, threads());
     start = now_ms();
     for (int i = 0; i < 2000; i++)
         ask(FUNCTION_NONE, 80);
