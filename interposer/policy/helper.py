@@ -288,7 +288,7 @@ class Helper:
                 continue
             self.reply(job.client, job.number, (ACTION_TCP, job.otherwise, (), reasons.FUNCTION_TIMEOUT), rule)
             since = self.worker.busy_since
-            if since is not None and now - since >= job.timeout:
+            if self.worker.current is job or (since is not None and now - since >= job.timeout):
                 self.timeouts += 1
                 self.worker = self.worker.replaced()
 
