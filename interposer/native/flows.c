@@ -19,7 +19,7 @@
 #define FLOW_PROBES 8u
 #define KEY_WORDS 6
 #define RETIRED 4u                     /* replaced tables that stay mapped in any case */
-#define CHECK_EVERY_MS 900u            /* with the grain of the clock still within the promised second */
+#define CHECK_EVERY_MS 800u            /* so that a new table is noticed within the promised second */
 
 /* A remembered answer under a sequence lock, odd while written. A writer that never finishes costs this entry only. */
 struct flow {

@@ -109,6 +109,13 @@ def test_families(tmp_path: Path) -> None:
     assert [listen(engine, ip, 1)[4] for ip in (v4("0.0.0.0"), v4("1.2.3.4"), ZERO, b"\xff" * 16)] == [0, 0, 1, 1]
 
 
+def test_addresses_said_twice_are_written_once(tmp_path: Path) -> None:
+    """P1: A list makes one table rule for each address, and for each pair of local and remote of one family."""
+    assert len(compiled(tmp_path, '[[rule]]\nlocal = ["10.0.0.1", "10.0.0.2", "[::ffff:10.0.0.1]"]\n').rules) == 2
+    body = '[[rule]]\nlocal = ["10.0.0.1", "[::1]"]\nremote = ["10.0.0.0/8", "[::1]", "*:80"]\n'
+    assert len(compiled(tmp_path, body).rules) == 4
+
+
 def test_functions_are_written_once(tmp_path: Path) -> None:
     """P5: A rule asks its function; the module's directory is on the engine's path, after Python's own."""
     (tmp_path / "site_policy.py").write_text("def decide(request): ...\n")
