@@ -9,18 +9,17 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from interposer.config.compile import compile_policy, needs_helper
+    from interposer.config.compile import compile_policy
     from interposer.config.model import LoadedPolicy
     from interposer.config.problems import PolicyError, Problem
 
-__all__ = ["LoadedPolicy", "PolicyError", "Problem", "compile_policy", "load", "load_files", "needs_helper"]
+__all__ = ["LoadedPolicy", "PolicyError", "Problem", "compile_policy", "load", "load_files"]
 
 _HOMES = {
     "LoadedPolicy": "model",
     "PolicyError": "problems",
     "Problem": "problems",
     "compile_policy": "compile",
-    "needs_helper": "compile",
 }
 
 

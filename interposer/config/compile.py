@@ -48,14 +48,6 @@ def compile_policy(
     return writer.finish(paths, launcher)
 
 
-def needs_helper(policy: Policy, providers_override: Sequence[str] | None = None) -> bool:
-    """Whether some program can need the helper process: a rule asks a function, or a section says so."""
-    if providers_override is not None and list(providers_override) == ["tcp"]:
-        return False
-    engines = {policy.engine, *(section.engine for section in policy.sections)}
-    return bool(policy.functions()) or bool(engines & {table.ENGINE_HELPER, table.ENGINE_REACTIVE})
-
-
 class _Writer:
     def __init__(self, providers_override: Sequence[str] | None, require: bool) -> None:
         self.require = require

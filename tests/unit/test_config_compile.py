@@ -158,23 +158,6 @@ def test_provider_option(tmp_path: Path) -> None:
         assert hint in str(caught.value)
 
 
-def test_helper_is_needed_only_for_code(tmp_path: Path) -> None:
-    """P8: The launcher starts the helper only for a policy with functions, or that says helper or reactive."""
-
-    def needs(body: str) -> bool:
-        path = tmp_path / "policy.toml"
-        path.write_text("version = 1\n" + body)
-        path.chmod(0o644)
-        return config.needs_helper(config.load(str(path), {}).policy)
-
-    (tmp_path / "m.py").write_text("def f(request): ...\n")
-    assert not needs("")
-    assert not needs('[defaults]\nengine = "startup"\n')
-    assert needs('[defaults]\nengine = "reactive"\n')
-    assert needs('[[process]]\nexe = "a"\nengine = "helper"\n')
-    assert needs('[[process]]\nexe = "a"\n[[process.rule]]\nuse = "python:m:f"\n')
-
-
 @pytest.mark.parametrize(
     ("pattern", "text", "matches"),
     [
