@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return PROBLEM
     except OSError as error:
         complain(str(error))
-        return PROBLEM
+        os._exit(PROBLEM)  # at a normal exit Python would try to write the rest once more
     return status
 
 
