@@ -24,14 +24,14 @@ def locate(path_option: str | None, environ: Mapping[str, str]) -> list[str]:
     Raises PolicyError where a file that was asked for by name is not there.
     """
     if path_option is not None:
-        return _named(os.path.abspath(path_option) if path_option else "", "--policy", path_option)
+        return _named(os.path.abspath(path_option) if path_option else "", "")
     named = environ.get("INTERPOSER_POLICY", "")
     if named:
         if not os.path.isabs(named):
             raise PolicyError(
                 [Problem("", 0, f"INTERPOSER_POLICY={named} is not an absolute path", "write the path from / on")]
             )
-        return _named(named, "INTERPOSER_POLICY", named)
+        return _named(named, " that INTERPOSER_POLICY names")
     for path in (os.path.join(_config_home(environ), "interposer", "policy.toml"), SYSTEM_FILE):
         files = [path] if os.path.isfile(path) else []
         files += _drop_ins(path)
@@ -53,10 +53,10 @@ def stamp(files: list[str]) -> str:
     return "\n".join(parts)
 
 
-def _named(path: str, source: str, given: str) -> list[str]:
+def _named(path: str, whose: str) -> list[str]:
     if not os.path.isfile(path):
         what = "does not exist" if not os.path.exists(path) else "is not a file"
-        raise PolicyError([Problem("", 0, f"{source}: the policy file {given!r} {what}", "name a TOML file")])
+        raise PolicyError([Problem(path, 0, f"the policy file{whose} {what}", "name a TOML file")])
     return [path, *_drop_ins(path)]
 
 
