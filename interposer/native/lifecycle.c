@@ -146,8 +146,12 @@ static void keep_facts(void)
     }
     *place++ = 0;
     *place++ = 0;
-    char *arguments = (char *)keep_file("/proc/self/cmdline", 0);
-    facts.arguments = *arguments ? arguments + strlen(arguments) + 1 : arguments;
+    facts.arguments = keep_file("/proc/self/cmdline", 0);
+    char *to = (char *)facts.arguments;
+    for (char *at = to, *end = place - 2; at < end; at++)
+        if (*at || (to > facts.arguments && to[-1]))
+            *to++ = *at;               /* an empty argument would end the list */
+    *to = 0;
     facts.user = geteuid();
 }
 
