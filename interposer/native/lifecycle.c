@@ -116,7 +116,7 @@ static void strip_hierarchies(char *list)
         memmove(to, path, (size_t)(next - path));
         to += next - path;
     }
-    *to = 0;
+    to[0] = to[1] = 0;
 }
 
 static void keep_facts(void)
@@ -151,7 +151,7 @@ static void keep_facts(void)
     for (char *at = to, *end = place - 2; at < end; at++)
         if (*at || (to > facts.arguments && to[-1]))
             *to++ = *at;               /* an empty argument would end the list */
-    *to = 0;
+    to[0] = to[1] = 0;
     facts.user = geteuid();
 }
 
