@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import engine_support as support
 import pytest
 from engine_support import EMBEDDED, REACTIVE, SAN, TCP, run, verdicts, write_table
@@ -111,6 +113,31 @@ def test_slow_answers_are_dropped(tmp_path):
     assert verdicts(output) == [(TCP, reasons.FUNCTION_TIMEOUT)]
     output = run(table, EMBEDDED, "asks", 0, 81, 2, 300)
     assert verdicts(output) == [(TCP, reasons.FUNCTION_TIMEOUT)] * 2
+
+
+@pytest.mark.parametrize("engine, function", [(EMBEDDED, "0"), (REACTIVE, "-")])
+def test_new_policy(tmp_path, engine, function):
+    """P6: with a new table come its rules, and the new text of its functions' modules."""
+    table = table_of(tmp_path, "fine")
+    command = [support.host(), table, str(engine), "pause", function, "81"]
+    program = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert program.stdin and program.stdout
+    answers = []
+    for text in (
+        "return 'unix'",
+        "raise ValueError",
+        "time.sleep(0.15)",
+        "time.sleep(0.15)",
+        "time.sleep(0.15)",
+        "return 'unix'",
+    ):
+        table_of(tmp_path, "fine", functions=f"import time\ndef fine(request):\n    {text}\n")
+        print(file=program.stdin, flush=True)
+        answers += verdicts(program.stdout.readline())
+    program.stdin.close()
+    program.wait(20)
+    assert answers[0] == answers[-1] == (SAN, 0)
+    assert [reason for _, reason in answers[1:-1]] == [reasons.FUNCTION_RAISED] + [reasons.FUNCTION_TIMEOUT] * 3
 
 
 def test_timeout_is_the_policys(tmp_path):

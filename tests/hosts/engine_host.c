@@ -396,6 +396,7 @@ static void at_once(int count)
     printf("good=%d\n", good);
 }
 
+/* As flows.c does it: a table that was replaced stays mapped. */
 static void load(const char *path)
 {
     struct stat status;
@@ -448,10 +449,12 @@ int main(int argc, char **argv)
             _exit(125);
         asks(arguments + 1, count - 1);
     } else if (!strcmp(scenario, "pause")) {
-        /* Asks once for each line on stdin. */
+        /* Reads the table again and asks, once for each line on stdin. */
         char line[16];
-        while (fgets(line, sizeof line, stdin))
+        while (fgets(line, sizeof line, stdin)) {
+            load(argv[1]);
             asks(arguments, count);
+        }
     } else if (!strcmp(scenario, "leave-main")) {
         show("verdict", ask(0, 80));
         pthread_exit(NULL);              /* the process ends with its last thread */
