@@ -28,7 +28,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#pragma weak pthread_mutex_clocklock   /* musl has none: lifecycle.c keeps the switch off there, but it must load */
+/* musl has neither: lifecycle.c keeps the switch off there, but the library must load. */
+#pragma weak pthread_mutex_clocklock
+#pragma weak __libc_stack_end
 
 #define STACK_NEEDED (64u << 10)
 #define START_STACK (1u << 20)

@@ -501,6 +501,12 @@ def test_missing_libpython(environ: dict[str, str], policy: Callable[[str], str]
 # Cost
 
 
+def test_library_needs_libc_only() -> None:
+    """X8: every program started under sanrun pays for what the library links."""
+    dynamic = subprocess.run(["readelf", "-dW", LIBRARY], capture_output=True, text=True, check=True, timeout=10).stdout
+    assert [line.split()[-1] for line in dynamic.splitlines() if "(NEEDED)" in line] == ["[libc.so.6]"]
+
+
 def test_warm_start_is_within_its_budget(environ: dict[str, str], policy: Callable[[str], str]) -> None:
     """X8: `sanrun true` with a policy file costs at most 25 ms over `true`. The best of many runs: load only adds."""
     words = [SANRUN, "--policy", policy("version = 1\n"), "/bin/true"]
