@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 
 import engine_support as support
 import pytest
@@ -134,6 +135,7 @@ def test_new_policy(tmp_path, engine, function):
         table_of(tmp_path, "fine", functions=f"import time\ndef fine(request):\n    {text}\n")
         print(file=program.stdin, flush=True)
         answers += verdicts(program.stdout.readline())
+        time.sleep(0.1)  # until a late function has ended
     program.stdin.close()
     program.wait(20)
     assert answers[0] == answers[-1] == (SAN, 0)
