@@ -38,6 +38,8 @@ def find_function(module: str, name: str, folders: list[str]) -> str:
         near = nearest(top, _modules_in(folders))
         hint = f'did you mean "{near}"?' if near else "put it there, or name its directory in [defaults] python_path"
         raise BadFunction(f'the Python module "{module}" is not in {" or ".join(folders)}', hint)
+    if os.stat(path).st_mode & 0o002:
+        raise BadFunction(f'everybody may write "{path}"', f"chmod o-w {path}")
     tree = _parse(path)
     names = dict(_top_level_names(tree.body))
     if name not in names:

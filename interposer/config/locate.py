@@ -21,7 +21,8 @@ def locate(path_option: str | None, environ: Mapping[str, str]) -> list[str]:
 
     `path_option` is --policy. The first place with a file wins: --policy, $INTERPOSER_POLICY,
     $XDG_CONFIG_HOME/interposer/policy.toml, /etc/interposer/policy.toml. Beside it, policy.d/*.toml follow, sorted.
-    Raises PolicyError where a file that was asked for by name is not there.
+    Raises PolicyError where a file that was asked for by name is not there, and where one that was not belongs to
+    somebody else.
     """
     if path_option is not None:
         return _named(os.path.abspath(path_option) if path_option else "", "")
@@ -36,6 +37,7 @@ def locate(path_option: str | None, environ: Mapping[str, str]) -> list[str]:
         files = [path] if os.path.isfile(path) else []
         files += _drop_ins(path)
         if files:
+            _check_owners(files)
             return files
     return []
 
@@ -58,6 +60,21 @@ def _named(path: str, whose: str) -> list[str]:
         what = "does not exist" if not os.path.exists(path) else "is not a file"
         raise PolicyError([Problem(path, 0, f"the policy file{whose} {what}", "name a TOML file")])
     return [path, *_drop_ins(path)]
+
+
+def _check_owners(files: list[str]) -> None:
+    """A policy can name code, so root with another user's HOME must not take that user's by itself."""
+    problems = []
+    for path in files:
+        owner = os.stat(path).st_uid
+        if owner not in (0, os.geteuid()):
+            problems.append(
+                Problem(
+                    path, 0, f"the policy file belongs to user {owner}", "use it with --policy, or change its owner"
+                )
+            )
+    if problems:
+        raise PolicyError(problems)
 
 
 def _drop_ins(path: str) -> list[str]:

@@ -159,6 +159,14 @@ def test_function_that_cannot_be_used(tmp_path: Path, module: str, name: str, me
     assert message in found, found
 
 
+def test_function_that_everybody_may_write(tmp_path: Path) -> None:
+    """X3, P5: Code that anybody may change does not run in everybody's programs."""
+    (tmp_path / "m.py").write_text("def f(request): ...\n")
+    (tmp_path / "m.py").chmod(0o646)
+    (found,) = errors(tmp_path, FUNCTION.format(module="m", name="f"))
+    assert f'3: use: everybody may write "{tmp_path}/m.py"; chmod o-w' in found
+
+
 def test_python_path(tmp_path: Path) -> None:
     """P5: A module beside the policy file comes before those in python_path."""
     lib = tmp_path / "lib"

@@ -91,6 +91,21 @@ def test_named_file_must_exist(home: Path, name: str) -> None:
             locate(None, {"INTERPOSER_POLICY": str(home / name)})
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a file away")
+def test_policy_of_another_user_is_not_taken_by_itself(home: Path) -> None:
+    """X3: Root with another user's HOME does not run by that user's policy, unless it says so."""
+    path = put(home / "xdg" / "interposer" / "policy.toml")
+    drop_in = put(home / "xdg" / "interposer" / "policy.d" / "a.toml")
+    environ = {"XDG_CONFIG_HOME": str(home / "xdg")}
+    assert locate(None, environ) == [path, drop_in]
+    for stranger in (path, drop_in):
+        os.chown(stranger, 1234, 1234)
+        with pytest.raises(config.PolicyError, match=r"belongs to user 1234; use it with --policy"):
+            locate(None, environ)
+        assert locate(path, environ) == [path, drop_in]
+        os.chown(stranger, 0, 0)
+
+
 def test_stamp_changes_with_the_files(home: Path) -> None:
     """P6: The cache key changes with a file's contents, and when one comes or goes."""
     path = put(home / "policy.toml")
