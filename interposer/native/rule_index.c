@@ -365,6 +365,8 @@ struct rule_found rule_index_find(struct policy_table *table, uint8_t role, cons
     struct question question = {role,         family_of(local),      family_of(remote),   local->port,
                                 remote->port, words_of(local->ip), words_of(remote->ip)};
 
+    if (table->header->nrules == 0)
+        return (struct rule_found){RULE_DEFAULT, 0};
     /* An unbound source has the family of the destination. */
     if (role == ROLE_CONNECT && endpoint_is_wildcard(local)) {
         struct endpoint wildcard;
