@@ -2,6 +2,7 @@
  * is SOCK_DECIDING. Runs after fork. */
 #include "companion.h"
 #include "lifecycle.h"
+#include "netinfo.h"
 #include "options.h"
 #include "readiness.h"
 #include "real.h"
@@ -20,6 +21,10 @@
 #ifndef SO_NETNS_COOKIE
 #define SO_NETNS_COOKIE 71
 #endif
+
+#define NO_PORT_PAUSE_MS 1000
+
+static _Atomic int64_t no_port_until;  /* no port is sought before */
 
 static int reason_of(int error)
 {
@@ -104,6 +109,8 @@ static int concrete_local(struct sock *sock, int fd, const struct endpoint *sour
         }
         return 0;
     }
+    if (netinfo_now() < atomic_load_explicit(&no_port_until, memory_order_relaxed))
+        return -REASON_NO_PORT;
     struct sockaddr_storage address;
     socklen_t length = sizeof address;
     endpoint_to_sockaddr(source, sock->family, (struct sockaddr *)&address, &length);
@@ -114,8 +121,10 @@ static int concrete_local(struct sock *sock, int fd, const struct endpoint *sour
     int bound = real.bind(fd, (struct sockaddr *)&address, length);
     if (narrowed)
         real.setsockopt(fd, IPPROTO_IP, IP_LOCAL_PORT_RANGE, &whole, sizeof whole);
-    if (bound < 0)
+    if (bound < 0) {                   /* the kernel has looked at every port, which takes it milliseconds */
+        atomic_store_explicit(&no_port_until, netinfo_now() + NO_PORT_PAUSE_MS, memory_order_relaxed);
         return -REASON_NO_PORT;
+    }
     sock->bound = true;
     return local_of(fd, local) && local->port ? 0 : -REASON_NO_PORT;
 }
