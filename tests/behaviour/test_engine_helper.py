@@ -146,6 +146,15 @@ def test_forks_with_a_helper(tmp_path):
         assert "good=100 bad=0" in run(table, HELPER, "forks", 4, 25, 2, timeout=120)
 
 
+def test_connections_are_a_processs_own(tmp_path):
+    """T4, T11: a child shares no connection, and a number that the program closed and used again is not written to."""
+    table = table_of(tmp_path)
+    with launched(tmp_path, table):
+        output = run(table, HELPER, "connections")
+    assert verdicts(output, "first") == verdicts(output, "child") == verdicts(output, "closed") == [(SAN, 0)]
+    assert "inherited=0" in output and "leaked=0" in output
+
+
 def test_a_function_that_hangs_delays_only_its_askers(tmp_path):
     """P5: others are answered meanwhile; after three time-outs the functions are refused."""
     table = table_of(tmp_path)

@@ -20,7 +20,7 @@ print("to stdout at import")
 def fine(request):
     import asyncio, signal, subprocess
     print("to stdout")
-    print("to stderr", file=sys.stderr)
+    sys.stderr.write("to stderr\\n")
     return "unix"
 """
 RULE = support.DEFAULTS + "timeout_ms = 5000\n" + support.FIRST.format(port=80, name="fine")

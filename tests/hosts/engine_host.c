@@ -267,6 +267,36 @@ static void raw_fork(void)
     show("parent", ask(FUNCTION_NONE, 80));
 }
 
+static unsigned long inode_of(int fd)
+{
+    struct stat status = {0};
+    fstat(fd, &status);
+    return status.st_ino;
+}
+
+/* connections: whose the connection to the helper is. The first hidden descriptor is 900. */
+static void connections(void)
+{
+    int pair[2];
+    char byte;
+    show("first", ask(0, 81));
+    unsigned long own = inode_of(900);
+    pid_t child = fork();
+    if (child == 0) {
+        struct verdict verdict = ask(0, 81);
+        printf("inherited=%d\n", inode_of(900) == own);
+        show("child", verdict);
+        _exit(0);
+    }
+    waitpid(child, NULL, 0);
+    for (int fd = 900; fd < 910; fd++)
+        real.close(fd);
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair) || real.dup2(pair[0], 900) != 900)
+        _exit(125);
+    show("closed", ask(0, 81));
+    printf("leaked=%d\n", real.recv(pair[1], &byte, 1, MSG_DONTWAIT) >= 0);
+}
+
 static void on_signal(int number)
 {
     (void)number;
@@ -429,6 +459,8 @@ int main(int argc, char **argv)
         forks(arguments);
     else if (!strcmp(scenario, "fork-slow"))
         fork_slow();
+    else if (!strcmp(scenario, "connections"))
+        connections();
     else if (!strcmp(scenario, "raw-fork"))
         raw_fork();
     else if (!strcmp(scenario, "reenter"))
