@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 __all__ = ["Cached", "Choice", "NoEngine", "PolicyError", "choose", "fetch", "helper_address", "key", "path", "preview"]
 
 
+MODULES = "\nmodules of functions:\n"
+
+
 class NoEngine(Exception):
     """The policy needs the Python engine, and it cannot run; the message says why and what to do."""
 
@@ -83,7 +86,7 @@ def fetch(choice: Choice, environ: Mapping[str, str], *, fresh: bool = False) ->
     wanted = key(choice)
     if not fresh:
         data = runtime.read(place)
-        if data is not None and _sound(data) and layout.key_of(data) == wanted:
+        if data is not None and _sound(data) and _current(layout.key_of(data), wanted):
             return Cached(place, data)
     loaded, data = compile_choice(choice, environ, helper=helper_address(place), wanted=wanted)
     runtime.write(place, data)
@@ -114,7 +117,7 @@ def compile_choice(
         search_path=libpython.search_path(),
         engine_module=ENGINE,
         helper=helper,
-        key=wanted,
+        key=wanted + MODULES + locate.stamp(list(loaded.modules)),
         providers_override=choice.providers or None,
         require=choice.require,
     )
@@ -143,6 +146,12 @@ def wants_helper(data: bytes) -> bool:
 def helper_address(table_path: str) -> str:
     """The abstract address of the helper process that serves a table; derived, so that it can stand in a cached one."""
     return f"interposer-helper/{os.geteuid()}/{_digest(table_path)}"
+
+
+def _current(stored: str, wanted: str) -> bool:
+    """Whether a table with that key is what `wanted` asks for; only a table knows which modules its policy names."""
+    policy, _, modules = stored.partition(MODULES)
+    return policy == wanted and modules == locate.stamp([line.split("\t")[0] for line in modules.splitlines()])
 
 
 def _functions(data: bytes) -> int:

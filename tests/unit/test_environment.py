@@ -106,6 +106,20 @@ def test_drop_in_counts_as_a_change(policy: Path, environ: dict[str, str]) -> No
     assert after.data != before.data
 
 
+def test_changed_function_counts_as_a_change(policy: Path, environ: dict[str, str]) -> None:
+    """P5, P6: the modules that a policy names are part of it; one that vanished is an error again."""
+    policy.write_text('version = 1\n[[rule]]\nrole = "both"\nuse = "python:site_policy:decide"\n')
+    module = policy.parent / "site_policy.py"
+    module.write_text("def decide(request):\n    return 'tcp'\n")
+    first = made(fetch(policy, environ))
+    assert made(fetch(policy, environ)) == first
+    module.write_text("def decide(request):\n    return 'unix' # now\n")
+    assert made(fetch(policy, environ)) != first
+    module.unlink()
+    with pytest.raises(table_cache.PolicyError):
+        fetch(policy, environ)
+
+
 def test_options_have_tables_of_their_own(policy: Path, environ: dict[str, str]) -> None:
     """X7: --require and --provider of one program do not reach another's table."""
     tables = [fetch(policy, environ), fetch(policy, environ, "tcp"), fetch(policy, environ, require=True)]
