@@ -35,11 +35,13 @@ static void *table;
 static uint8_t engine_mode;
 static _Atomic uint32_t engine_state, engine_reason, upcalls;
 
+static int last_hidden;
+
 int hidden_fd(int fd)
 {
-    int high = real.fcntl(fd, F_DUPFD_CLOEXEC, 900);
+    last_hidden = real.fcntl(fd, F_DUPFD_CLOEXEC, 900);
     real.close(fd);
-    return high;
+    return last_hidden;
 }
 
 void hidden_close(int fd)
@@ -274,24 +276,23 @@ static unsigned long inode_of(int fd)
     return status.st_ino;
 }
 
-/* connections: whose the connection to the helper is. The first hidden descriptor is 900. */
+/* connections: whose the connection to the helper is. */
 static void connections(void)
 {
     int pair[2];
     char byte;
     show("first", ask(0, 81));
-    unsigned long own = inode_of(900);
+    int connection = last_hidden;
+    unsigned long own = inode_of(connection);
     pid_t child = fork();
     if (child == 0) {
         struct verdict verdict = ask(0, 81);
-        printf("inherited=%d\n", inode_of(900) == own);
+        printf("inherited=%d\n", inode_of(last_hidden) == own);
         show("child", verdict);
         _exit(0);
     }
     waitpid(child, NULL, 0);
-    for (int fd = 900; fd < 910; fd++)
-        real.close(fd);
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair) || real.dup2(pair[0], 900) != 900)
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair) || real.dup2(pair[0], connection) != connection)
         _exit(125);
     show("closed", ask(0, 81));
     printf("leaked=%d\n", real.recv(pair[1], &byte, 1, MSG_DONTWAIT) >= 0);
