@@ -325,7 +325,7 @@ static void refuse(uint16_t reason)
     refusal = reason;
     atomic_store(&state, REFUSED);
     stats_engine(STATS_ENGINE_REFUSED, reason);
-    trace_log("engine: refused, reason %u", reason);
+    trace_log("engine: not in this process, reason %u", reason);
 }
 
 static void *start_main(void *argument)
