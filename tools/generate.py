@@ -1,0 +1,53 @@
+"""The parts of README.md that come from declarations in the code: hooked functions and reason codes."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from interposer.policy import reasons  # noqa: E402
+
+
+def hooks() -> str:
+    text = (ROOT / "interposer/native/hooks.def").read_text()
+    names = [*re.findall(r"^HOOK\([^,]*,\s*(\w+)\s*,", text, re.MULTILINE), "vfork"]
+    return ", ".join(f"`{name}`" for name in names) + "."
+
+
+def reason_table() -> str:
+    rows = ["| | symbol | why the connection or listener is on TCP | what to do |", "|--:|---|---|---|"]
+    for reason in reasons.BY_NUMBER.values():
+        rows.append(f"| {reason.number} | `{reason.symbol}` | {reason.sentence} | {reason.hint} |")
+    return "\n".join(rows)
+
+
+PARTS = {"hooks": hooks, "reasons": reason_table}
+
+
+def generate(text: str) -> str:
+    """The text with every generated part made anew. Raises KeyError for a mark that names no part."""
+
+    def fill(match: re.Match[str]) -> str:
+        return f"{match[1]}\n{PARTS[match[2]]()}\n{match[3]}"
+
+    return re.sub(r"(<!-- generated: (\w+) -->)\n.*?(<!-- end -->)", fill, text, flags=re.DOTALL)
+
+
+def main() -> int:
+    readme = ROOT / "README.md"
+    before = readme.read_text()
+    after = generate(before)
+    if "--check" in sys.argv[1:]:
+        if before != after:
+            print("README.md is out of date: run tools/generate", file=sys.stderr)
+        return int(before != after)
+    readme.write_text(after)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
