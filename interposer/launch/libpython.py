@@ -55,9 +55,9 @@ def search_path() -> list[str]:
     """sys.path of the engine: the standard library, this package, and cffi's runtime."""
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     dynload = os.path.join(sys.base_exec_prefix, sys.platlibdir, version, "lib-dynload")
-    result = [sysconfig.get_path("stdlib"), dynload]
-    result.append(PACKAGE_PARENT)
+    result = [sysconfig.get_path("stdlib"), PACKAGE_PARENT]
     cffi = importlib.util.find_spec("_cffi_backend")
     if cffi is not None and cffi.origin:
         result.append(os.path.dirname(os.path.abspath(cffi.origin)))
+    result.append(dynload)  # last: the engine itself needs nothing from there, and is spared reading the directory
     return list(dict.fromkeys(result))
