@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import select
+import signal
+import socket
+import struct
+
+import pytest
+from puppet import Buffer
+from world import World
+
+LINGER0 = struct.pack("=ii", 1, 0)
+DONTWAIT, NOSIGNAL = socket.MSG_DONTWAIT, socket.MSG_NOSIGNAL
+ALL = select.POLLIN | select.POLLOUT | select.POLLPRI | 0x2000
+
+
+def test_shutdown_both_wakes(world: World) -> None:
+    """T9: SHUT_RDWR in one thread wakes another's recv."""
+    client, server = world.client, world.server
+    fd, accepted = world.pair()
+    worker = server.thread("worker")
+    pending = worker.start_recv(accepted, 5)
+    assert pending.blocks()
+    server.shutdown(accepted, socket.SHUT_RDWR)
+    assert pending.result(2) == b""
+    assert client.recv(fd, 5) == b""
+    server.poll([(accepted, ALL)], 100)
+    server.send(accepted, b"x", NOSIGNAL)
+
+
+def test_graceful(world: World) -> None:
+    """S28: bytes written before close arrive, then end of file."""
+    client, server = world.client, world.server
+    fd, accepted = world.pair()
+    client.send(fd, b"a" * 60000)
+    client.close(fd)
+    out = server.raw("puppet_receive_stream", accepted, 1 << 20, Buffer(bytes(8)), 4096)
+    assert out.result == 60000
+    server.poll([(accepted, ALL)], 100)
+    server.recv(accepted, 5)
+
+
+@pytest.mark.parametrize("how", ["exit", "kill"])
+def test_process_ends(world: World, how: str) -> None:
+    """S28: bytes written before the process ended arrive, then end of file."""
+    client, server = world.client, world.server
+    fd, accepted = world.pair()
+    client.send(fd, b"last")
+    if how == "exit":
+        client.exit()
+    else:
+        client.kill()
+    server.raw("usleep", 20000)
+    assert server.recv(accepted, 50) == b"last"
+    assert server.recv(accepted, 50) == b""
+
+
+def test_reset_seen_by_send(world: World) -> None:
+    """T9, S19: the reset is told once to a writer: ECONNRESET without a signal, then EPIPE."""
+    client, server = world.client, world.server
+    client.handle(signal.SIGPIPE)
+    fd, accepted = world.pair()
+    client.send(fd, b"never read")
+    assert server.poll([(accepted, select.POLLIN)], 2000)[0] == 1
+    server.close(accepted)
+    client.raw("usleep", 20000)
+    assert client.send(fd, b"x") == "ECONNRESET"
+    assert client.signals() == 0
+    assert client.send(fd, b"x") == "EPIPE"
+    assert client.signals() == 1
+    client.recv(fd, 5)
+
+
+@pytest.mark.parametrize("call", ["write", "send", "sendmsg", "writev"])
+def test_broken_pipe(world: World, call: str) -> None:
+    """T7, D2: after the peer has gone writes end in EPIPE and SIGPIPE."""
+    client, server = world.client, world.server
+    client.handle(signal.SIGPIPE)
+    fd, accepted = world.pair()
+    server.close(accepted)
+    client.raw("usleep", 20000)
+    argument = [b"x"] if call in ("sendmsg", "writev") else b"x"
+    getattr(client, call)(fd, argument)
+    client.raw("usleep", 20000)
+    client.raw("puppet_signals")
+    client.recv(fd, 5)
+    assert getattr(client, call)(fd, argument) == "EPIPE"
+    assert client.signals() == 1
+
+
+def test_no_signal(world: World) -> None:
+    """T7: MSG_NOSIGNAL keeps SIGPIPE away."""
+    client, server = world.client, world.server
+    client.handle(signal.SIGPIPE)
+    fd, accepted = world.pair()
+    server.close(accepted)
+    client.raw("usleep", 20000)
+    client.send(fd, b"x", NOSIGNAL)
+    client.raw("usleep", 20000)
+    client.recv(fd, 5)
+    assert client.send(fd, b"x", NOSIGNAL) == "EPIPE"
+    assert client.sendmsg(fd, [b"x"], NOSIGNAL) == "EPIPE"
+    assert client.signals() == 0
+
+
+def test_signal_kills(world: World) -> None:
+    """T7: SIGPIPE's default is death."""
+    client, server = world.client, world.server
+    fd, accepted = world.pair()
+    server.close(accepted)
+    client.raw("usleep", 20000)
+    client.raw("send", fd, Buffer(b"x"), 1, NOSIGNAL)
+    client.raw("usleep", 20000)
+    client.raw("recv", fd, Buffer(b"x"), 1, 0)
+    client.ask("send", fd, Buffer(b"x"), 1, 0)
+    assert client.ended() == -signal.SIGPIPE
+
+
+def test_linger_zero(world: World) -> None:
+    """T9, D3: an abortive close."""
+    client, server = world.client, world.server
+    fd, accepted = world.pair()
+    client.setsockopt(fd, socket.SOL_SOCKET, socket.SO_LINGER, LINGER0)
+    client.close(fd)
+    client.raw("usleep", 20000)
+    server.recv(accepted, 5)
+    assert server.recv(accepted, 5) == b""
+
+
+def test_linger_zero_with_unread_data(world: World) -> None:
+    """T9: an abortive close with unread data is ECONNRESET."""
+    client, server = world.client, world.server
+    fd, accepted = world.pair()
+    server.send(accepted, b"unread")
+    assert client.poll([(fd, select.POLLIN)], 2000)[0] == 1
+    client.setsockopt(fd, socket.SOL_SOCKET, socket.SO_LINGER, LINGER0)
+    client.close(fd)
+    client.raw("usleep", 20000)
+    assert server.recv(accepted, 5) == "ECONNRESET"
+
+
+def test_linger(world: World) -> None:
+    """T9: SO_LINGER with time closes gracefully."""
+    client, server = world.client, world.server
+    fd, accepted = world.pair()
+    client.setsockopt(fd, socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 2))
+    client.send(fd, b"lingering")
+    client.close(fd)
+    assert server.recv(accepted, 50) == b"lingering"
+    assert server.recv(accepted, 50) == b""
+
+
+def test_close_while_another_waits(world: World) -> None:
+    """T9: close in one thread does not end another's recv, which gets the bytes that come."""
+    client, server = world.client, world.server
+    fd, accepted = world.pair()
+    worker = server.thread("worker")
+    pending = worker.start_recv(accepted, 5)
+    assert pending.blocks()
+    assert server.close(accepted) == 0
+    assert pending.blocks()
+    client.send(fd, b"bytes")
+    assert pending.result() == b"bytes"
+
+
+def test_close_twice(world: World) -> None:
+    """T10: the second close is EBADF."""
+    client = world.client
+    fd, _ = world.pair()
+    client.close(fd)
+    assert client.close(fd) == "EBADF"
+    assert client.getsockname(fd) == "EBADF"
+    assert client.send(fd, b"x") == "EBADF"
+    assert client.getsockopt(fd, socket.SOL_SOCKET, 3) == "EBADF"
+
+
+def test_listener_closed_with_waiting_clients(world: World) -> None:
+    """S23, T9: clients in the backlog of a listener that closes are reset."""
+    client, server = world.client, world.server
+    listener, address = world.listener()
+    fd = client.socket()
+    assert client.connect(fd, address) == 0
+    world.proves(client_fd=fd)
+    client.send(fd, b"hello")
+    server.close(listener)
+    client.raw("usleep", 20000)
+    assert client.recv(fd, 10) == "ECONNRESET"
+    assert client.recv(fd, 10) == b""
+    again = client.socket()
+    assert client.connect(again, address) == "ECONNREFUSED"
+
+
+def test_listener_closed_with_silent_clients(world: World) -> None:
+    """S23: the same when the client had sent nothing."""
+    client, server = world.client, world.server
+    listener, address = world.listener()
+    fd = client.socket()
+    client.connect(fd, address)
+    world.proves(client_fd=fd)
+    server.close(listener)
+    client.raw("usleep", 20000)
+    assert client.recv(fd, 10) == "ECONNRESET"

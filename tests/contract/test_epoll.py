@@ -1,0 +1,302 @@
+from __future__ import annotations
+
+import select
+import socket
+from itertools import pairwise
+
+import pytest
+from world import LOOPBACK, World
+
+ADD, DEL, MOD = 1, 2, 3
+IN, OUT, RDHUP = select.EPOLLIN, select.EPOLLOUT, 0x2000
+ET, ONESHOT, EXCLUSIVE = 1 << 31, 1 << 30, 1 << 28
+NONBLOCK = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+MODES = {"level": 0, "edge": ET, "oneshot": ONESHOT, "exclusive": EXCLUSIVE, "edge-oneshot": ET | ONESHOT}
+MOMENTS = ["fresh", "bound", "listening"]
+
+
+def prepared(world: World, epfd: int, moment: str, events: int) -> tuple[int, tuple[str, int]]:
+    """A listener that was registered at a moment of its life."""
+    server = world.server
+    listener = server.socket()
+    if moment == "fresh":
+        server.epoll_ctl(epfd, ADD, listener, events)
+    server.bind(listener, (LOOPBACK, 0))
+    if moment == "bound":
+        server.epoll_ctl(epfd, ADD, listener, events)
+    server.listen(listener, 16)
+    if moment == "listening":
+        server.epoll_ctl(epfd, ADD, listener, events)
+    return listener, server.getsockname(listener)
+
+
+def come(world: World, address: tuple[str, int]) -> int:
+    fd = world.client.socket()
+    assert world.client.connect(fd, address) == 0
+    return fd
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("mode", MODES)
+def test_listener(world: World, mode: str, moment: str) -> None:
+    """T2: one event per readiness of a listener, in each mode, whenever it was registered."""
+    server = world.server
+    epfd = server.epoll_create()
+    listener, address = prepared(world, epfd, moment, IN | MODES[mode])
+    if moment != "listening":
+        server.epoll_wait(epfd, 0)  # what a socket that does not listen shows
+    server.epoll_wait(epfd, 0)
+    fd = come(world, address)
+    server.epoll_wait(epfd, 2000)
+    server.epoll_wait(epfd, 0)
+    accepted, _ = server.accept(listener)
+    world.proves(fd, accepted)
+    server.epoll_wait(epfd, 0)
+    come(world, address)
+    server.epoll_wait(epfd, 100)
+    server.epoll_wait(epfd, 0)
+    if mode != "exclusive":
+        server.epoll_ctl(epfd, MOD, listener, IN | MODES[mode])
+        server.epoll_wait(epfd, 100)
+        server.epoll_wait(epfd, 0)
+    assert server.epoll_ctl(epfd, DEL, listener) == 0
+    server.epoll_wait(epfd, 0)
+    assert server.epoll_ctl(epfd, DEL, listener) == "ENOENT"
+
+
+@pytest.mark.parametrize("mode", ["level", "edge", "oneshot", "edge-oneshot"])
+@pytest.mark.parametrize("blocking", [True, False])
+def test_connection_registered_before_connect(world: World, mode: str, blocking: bool) -> None:
+    """T2: a connecting socket registered before connect, in each mode."""
+    client, server = world.client, world.server
+    listener, address = world.listener()
+    epfd = client.epoll_create()
+    fd = client.socket(kind=socket.SOCK_STREAM if blocking else NONBLOCK)
+    assert client.epoll_ctl(epfd, ADD, fd, IN | OUT | RDHUP | MODES[mode], 77) == 0
+    assert client.connect(fd, address) == (0 if blocking else "EINPROGRESS")
+    client.epoll_wait(epfd, 2000)
+    client.epoll_wait(epfd, 0)
+    accepted, _ = server.accept(listener)
+    world.proves(fd, accepted)
+    server.send(accepted, b"bytes")
+    client.raw("usleep", 10000)
+    client.epoll_wait(epfd, 100)
+    client.epoll_ctl(epfd, MOD, fd, IN | MODES[mode], 78)
+    client.epoll_wait(epfd, 100)
+    client.recv(fd, 50)
+    client.epoll_wait(epfd, 0)
+    assert client.epoll_ctl(epfd, ADD, fd, IN) == "EEXIST"
+    assert client.epoll_ctl(epfd, DEL, fd) == 0
+    assert client.epoll_ctl(epfd, MOD, fd, IN) == "ENOENT"
+
+
+@pytest.mark.parametrize("mode", ["level", "edge", "oneshot"])
+def test_fired_before_connect(world: World, mode: str) -> None:
+    """T2: an event of the unconnected socket was taken before connect: ONESHOT stays spent, the others go on."""
+    client, server = world.client, world.server
+    listener, address = world.listener()
+    epfd = client.epoll_create()
+    fd = client.socket()
+    client.epoll_ctl(epfd, ADD, fd, IN | OUT | MODES[mode])
+    client.epoll_wait(epfd, 100)
+    client.epoll_wait(epfd, 0)
+    client.connect(fd, address)
+    client.epoll_wait(epfd, 100)
+    client.epoll_wait(epfd, 0)
+    accepted, _ = server.accept(listener)
+    world.proves(fd, accepted)
+    server.send(accepted, b"x")
+    client.raw("usleep", 10000)
+    client.epoll_wait(epfd, 100)
+    client.epoll_ctl(epfd, MOD, fd, IN | MODES[mode])
+    client.epoll_wait(epfd, 100)
+
+
+@pytest.mark.parametrize("mode", ["level", "edge", "oneshot"])
+def test_connection_registered_after(world: World, mode: str) -> None:
+    """T2: connected and accepted sockets, registered afterwards."""
+    client, server = world.client, world.server
+    fd, accepted = world.pair()
+    for actor, number in ((client, fd), (server, accepted)):
+        epfd = actor.epoll_create()
+        actor.epoll_ctl(epfd, ADD, number, IN | RDHUP | MODES[mode])
+        actor.epoll_wait(epfd, 0)
+        far, other = (server, accepted) if actor is client else (client, fd)
+        far.send(other, b"one")
+        actor.epoll_wait(epfd, 100)
+        actor.epoll_wait(epfd, 0)
+        far.send(other, b"two")
+        actor.raw("usleep", 10000)
+        actor.epoll_wait(epfd, 0)
+        actor.recv(number, 50)
+        actor.epoll_wait(epfd, 0)
+        actor.epoll_ctl(epfd, MOD, number, IN | OUT | MODES[mode])
+        actor.epoll_wait(epfd, 100)
+        actor.close(number)
+        actor.epoll_wait(epfd, 0)
+        if actor is client:
+            fd, accepted = world.pair()
+
+
+def test_edge_fires_again(world: World) -> None:
+    """T2: edge-triggered, a second client makes a second event without an accept between."""
+    server = world.server
+    epfd = server.epoll_create()
+    listener, address = prepared(world, epfd, "listening", IN | ET)
+    first = come(world, address)
+    server.epoll_wait(epfd, 2000)
+    come(world, address)
+    server.epoll_wait(epfd, 2000)
+    server.epoll_wait(epfd, 0)
+    accepted, _ = server.accept(listener)
+    world.proves(first, accepted)
+    server.accept(listener)
+    server.epoll_wait(epfd, 0)
+
+
+def test_waits(world: World) -> None:
+    """T2: epoll_wait sleeps until a client comes to a listener."""
+    server = world.server
+    epfd = server.epoll_create()
+    listener, address = prepared(world, epfd, "listening", IN)
+    pending = server.start_epoll_wait(epfd, -1)
+    assert pending.blocks()
+    fd = come(world, address)
+    assert pending.result() == [(listener, "IN")]
+    accepted, _ = server.accept(listener)
+    world.proves(fd, accepted)
+
+
+def test_two_epolls(world: World) -> None:
+    """T2: a listener in two epolls shows in both; taken out of one it stays in the other."""
+    server = world.server
+    one, two = server.epoll_create(), server.epoll_create()
+    listener, address = prepared(world, one, "listening", IN)
+    server.epoll_ctl(two, ADD, listener, IN, 5)
+    fd = come(world, address)
+    server.epoll_wait(one, 2000)
+    server.epoll_wait(two, 2000)
+    server.epoll_ctl(one, DEL, listener)
+    server.epoll_wait(one, 0)
+    server.epoll_wait(two, 0)
+    accepted, _ = server.accept(listener)
+    world.proves(fd, accepted)
+    server.close(two)
+    come(world, address)
+    server.epoll_wait(one, 0)
+    server.epoll_ctl(one, ADD, listener, IN)
+    server.epoll_wait(one, 100)
+
+
+def test_alias_connected(world: World) -> None:
+    """T2, T3: a socket and its duplicate, both registered before connect by one of them."""
+    client, server = world.client, world.server
+    listener, address = world.listener()
+    epfd = client.epoll_create()
+    fd = client.socket()
+    copy = client.dup(fd)
+    client.epoll_ctl(epfd, ADD, fd, IN, 1)
+    client.epoll_ctl(epfd, ADD, copy, IN, 2)
+    assert client.connect(copy, address) == 0
+    accepted, _ = server.accept(listener)
+    world.proves(fd, accepted)
+    world.proves(copy, accepted)
+    client.epoll_wait(epfd, 0)
+    server.send(accepted, b"x")
+    client.raw("usleep", 10000)
+    assert sorted(client.epoll_wait(epfd, 2000)) == [(1, "IN"), (2, "IN")]
+    client.close(fd)
+    client.recv(copy, 1)
+    client.epoll_wait(epfd, 0)
+
+
+def test_nested(world: World) -> None:
+    """T2: an epoll inside an epoll, with a listener in the inner one."""
+    server = world.server
+    inner, outer = server.epoll_create(), server.epoll_create()
+    listener, address = prepared(world, inner, "listening", IN)
+    server.epoll_ctl(outer, ADD, inner, IN)
+    server.epoll_wait(outer, 0)
+    fd = come(world, address)
+    server.epoll_wait(outer, 2000)
+    server.epoll_wait(inner, 2000)
+    server.poll([(outer, IN)], 100)
+    accepted, _ = server.accept(listener)
+    world.proves(fd, accepted)
+    server.epoll_wait(outer, 0)
+
+
+def test_errors(world: World) -> None:
+    """T12: EEXIST, ENOENT, EBADF, EINVAL, EPERM of epoll_ctl on listeners and connections."""
+    world.tcp_only()
+    server = world.server
+    epfd = server.epoll_create()
+    listener, address = prepared(world, epfd, "listening", IN)
+    fd = come(world, address)
+    accepted, _ = server.accept(listener)
+    server.epoll_ctl(epfd, ADD, listener, IN)
+    server.epoll_ctl(epfd, 9, listener, IN)
+    server.epoll_ctl(999, ADD, listener, IN)
+    server.epoll_ctl(listener, ADD, listener, IN)
+    server.epoll_ctl(epfd, ADD, epfd, IN)
+    server.epoll_ctl(epfd, MOD, listener, IN | EXCLUSIVE)
+    server.epoll_ctl(epfd, ADD, accepted, IN | EXCLUSIVE | ONESHOT)
+    server.epoll_ctl(epfd, MOD, accepted, IN)
+    server.epoll_ctl(epfd, DEL, accepted)
+    server.call("epoll_ctl", epfd, ADD, accepted, None)
+    server.call("epoll_ctl", epfd, ADD, accepted, 8)
+    server.epoll_ctl(epfd, DEL, listener)
+    server.epoll_ctl(epfd, ADD, listener, IN | EXCLUSIVE | ONESHOT)
+    server.epoll_ctl(epfd, ADD, listener, IN | EXCLUSIVE)
+    server.epoll_ctl(epfd, MOD, listener, IN)
+    world.client.close(fd)
+
+
+def test_closed_listener_leaves(world: World) -> None:
+    """T2, T10: closing a listener takes it out of its epoll; the number's next socket is not registered."""
+    client, server = world.client, world.server
+    epfd = server.epoll_create()
+    listener, address = prepared(world, epfd, "listening", IN)
+    fd = come(world, address)
+    world.proves(client_fd=fd)
+    server.close(listener)
+    server.epoll_wait(epfd, 0)
+    again, address = world.listener()
+    assert again == listener
+    come(world, address)
+    server.epoll_wait(epfd, 50)
+    assert server.epoll_ctl(epfd, MOD, again, IN) == "ENOENT"
+    assert server.epoll_ctl(epfd, ADD, again, IN) == 0
+    server.epoll_wait(epfd, 1000)
+    client.close(fd)
+
+
+def test_exclusive_threads(world: World) -> None:
+    """T2: EXCLUSIVE in two epolls of two threads: a client wakes at least one, and is accepted once."""
+    server = world.server
+    one, two = server.epoll_create(), server.epoll_create()
+    listener, address = prepared(world, one, "listening", IN | EXCLUSIVE)
+    server.epoll_ctl(two, ADD, listener, IN | EXCLUSIVE)
+    fd = come(world, address)
+    assert server.raw("usleep", 10000).result == 0
+    accepted, _ = server.accept(listener)
+    world.proves(fd, accepted)
+    server.epoll_wait(one, 0)
+    server.epoll_wait(two, 0)
+
+
+def test_shutdown_and_listen_again(world: World) -> None:
+    """T2, T9: a registered listener that was shut down and listens again serves its epoll."""
+    server = world.server
+    epfd = server.epoll_create()
+    port = world.port()
+    listener, address = world.listener(port=port)
+    server.epoll_ctl(epfd, ADD, listener, IN)
+    server.shutdown(listener, socket.SHUT_RD)
+    server.epoll_wait(epfd, 100)
+    server.listen(listener, 5)
+    server.epoll_wait(epfd, 0)
+    fd = come(world, address)
+    server.epoll_wait(epfd, 2000)
+    accepted, _ = server.accept(listener)
+    world.proves(fd, accepted)

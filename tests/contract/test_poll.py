@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import select
+import signal
+import socket
+
+import pytest
+from puppet import Pending
+from world import LOOPBACK, World
+
+IN, OUT, PRI, RDHUP, RDNORM, RDBAND = select.POLLIN, select.POLLOUT, select.POLLPRI, 0x2000, 0x40, 0x80
+ALL = IN | OUT | PRI | RDHUP
+WAYS = ["poll", "ppoll", "select", "pselect"]
+
+
+def start(world: World, fd: int, way: str, timeout: int, actor: object = None) -> Pending:
+    actor = actor or world.server
+    if way.endswith("select"):
+        return actor.start_select(fd + 1, [fd], [], [], None if timeout < 0 else timeout / 1000, way)
+    return actor.start_poll([(fd, IN)], timeout, way)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_listener(world: World, way: str) -> None:
+    """T2, S21: a listener is readable when a client waits, and only then."""
+    client, server = world.client, world.server
+    listener, address = world.listener()
+    start(world, listener, way, 0).result()
+    start(world, listener, way, 30).result()
+    pending = start(world, listener, way, -1)
+    assert pending.blocks()
+    fd = client.socket()
+    client.connect(fd, address)
+    pending.result()
+    start(world, listener, way, 0).result()
+    accepted, _ = server.accept(listener)
+    world.proves(fd, accepted)
+    start(world, listener, way, 0).result()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_connection(world: World, way: str) -> None:
+    """T2: a connection is readable when bytes wait."""
+    client, server = world.client, world.server
+    fd, accepted = world.pair()
+    start(world, accepted, way, 0).result()
+    pending = start(world, accepted, way, 2000)
+    assert pending.blocks()
+    client.send(fd, b"x")
+    pending.result()
+    server.recv(accepted, 1)
+    start(world, accepted, way, 0).result()
+
+
+def test_masks(world: World) -> None:
+    """T2: every mask on a listener with and without a client, and on a connection."""
+    client, server = world.client, world.server
+    listener, address = world.listener()
+    masks = (0, IN, OUT, PRI, RDHUP, RDNORM, RDBAND, ALL, IN | RDNORM)
+    for mask in masks:
+        server.poll([(listener, mask)])
+    fd = client.socket()
+    client.connect(fd, address)
+    server.poll([(listener, IN)], 2000)
+    for mask in masks:
+        server.poll([(listener, mask)])
+    server.select(listener + 1, [listener], [listener], [listener])
+    accepted, _ = server.accept(listener)
+    world.proves(fd, accepted)
+    for mask in masks:
+        server.poll([(accepted, mask)])
+    server.select(accepted + 1, [accepted], [accepted], [accepted])
+
+
+def test_fresh_sockets(world: World) -> None:
+    """T2: unconnected, bound and shut listeners under poll and select."""
+    world.tcp_only()
+    server = world.server
+    fd = server.socket()
+    server.poll([(fd, ALL)])
+    server.select(fd + 1, [fd], [fd], [fd])
+    server.bind(fd, (LOOPBACK, 0))
+    server.poll([(fd, ALL)])
+    server.listen(fd, 5)
+    server.poll([(fd, ALL)])
+    server.shutdown(fd, socket.SHUT_RD)
+    server.poll([(fd, ALL)])
+    server.poll([(fd, 0)])
+    server.select(fd + 1, [fd], [fd], [fd])
+
+
+def test_many_descriptors(world: World) -> None:
+    """T2: listeners, connections, bad and negative descriptors in one call, in order; one of them twice."""
+    client, server = world.client, world.server
+    first, one = world.listener()
+    second, two = world.listener()
+    fd, accepted = world.join(first, one)
+    client.send(fd, b"x")
+    other = client.socket()
+    client.connect(other, two)
+    server.poll([(accepted, IN)], 2000)
+    server.poll([(second, IN)], 2000)
+    asked = [
+        (first, IN),
+        (-1, IN),
+        (second, IN),
+        (999, IN),
+        (accepted, ALL),
+        (second, IN | OUT),
+        (accepted, 0),
+        (2, IN),
+    ]
+    server.poll(asked)
+    server.poll(asked, call="ppoll")
+    server.poll([(second, IN)] * 100)
+    server.select(accepted + 1, [first, second, accepted], [accepted, first], [accepted])
+    server.select(60, [first, second, 50], [], [])
+    server.select(first, [first], [], [])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_interrupted(world: World, way: str) -> None:
+    """T9: a signal ends a wait on a listener with EINTR, SA_RESTART or not."""
+    world.tcp_only()
+    server = world.server
+    listener, _ = world.listener()
+    for flags in (0, 0x10000000):
+        server.handle(signal.SIGUSR1, flags)
+        pending = start(world, listener, way, 5000)
+        assert pending.blocks()
+        server.kill(signal.SIGUSR1)
+        assert pending.result() == "EINTR"
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_threads_wait(world: World, way: str) -> None:
+    """T2: three threads wait on one listener: a client wakes all of them."""
+    client, server = world.client, world.server
+    listener, address = world.listener()
+    pending = [start(world, listener, way, 3000, server.thread(f"worker{n}")) for n in range(3)]
+    assert all(each.blocks(0.02) for each in pending)
+    fd = client.socket()
+    client.connect(fd, address)
+    for each in pending:
+        each.result()
+    accepted, _ = server.accept(listener)
+    world.proves(fd, accepted)
+
+
+def test_duplicated_listener(world: World) -> None:
+    """T2, T3: poll and accept by a duplicate, after the original was closed."""
+    client, server = world.client, world.server
+    listener, address = world.listener()
+    copy = server.dup(listener)
+    server.poll([(copy, IN), (listener, IN)])
+    server.close(listener)
+    fd = client.socket()
+    client.connect(fd, address)
+    server.poll([(copy, IN)], 2000)
+    accepted, _ = server.accept(copy)
+    world.proves(fd, accepted)
+
+
+def test_poll_then_accept_in_turn(world: World) -> None:
+    """T2: the loop of a select server over five clients."""
+    client, server = world.client, world.server
+    listener, address = world.listener(kind=socket.SOCK_NONBLOCK)
+    for n in range(5):
+        fd = client.socket()
+        client.connect(fd, address)
+        assert server.poll([(listener, IN)], 2000) == (1, ["IN"])
+        accepted, _ = server.accept(listener)
+        world.proves(fd, accepted)
+        assert server.accept(listener) == "EAGAIN"
+        client.send(fd, b"%d" % n)
+        assert server.poll([(listener, IN), (accepted, IN)], 2000) == (1, ["0", "IN"])
+        assert server.recv(accepted, 5) == b"%d" % n
