@@ -2,6 +2,7 @@
  * exported from hooks.def; the C names carry a prefix so that libc's own prototypes do not stand in the way. */
 #include "interposer/native/real.h"
 
+#include "interposer/native/companion.h"
 #include "interposer/native/data.h"
 #include "interposer/native/lifecycle.h"
 #include "interposer/native/options.h"
@@ -87,14 +88,33 @@ void hook_closefrom(int first)
         real.closefrom(first);
 }
 
-int hook_fclose(FILE *stream)
+/* stdio closes by itself: the state must go first, while what is buffered can still be sent. */
+static void forget_stream(FILE *stream)
 {
-    int fd = fileno_unlocked(stream);
+    int saved = errno, fd = fileno_unlocked(stream);
+    errno = saved;                     /* a stream in memory has none */
     if (fd >= 0 && fdtable_peek(fd) && !lifecycle_borrowed()) {
-        fflush_unlocked(stream);       /* while the state still says how to send */
+        fflush_unlocked(stream);
         fdtable_drop(fd);
     }
+}
+
+int hook_fclose(FILE *stream)
+{
+    forget_stream(stream);
     return real.fclose(stream);
+}
+
+FILE *hook_freopen(const char *path, const char *mode, FILE *stream)
+{
+    forget_stream(stream);
+    return real.freopen(path, mode, stream);
+}
+
+FILE *hook_freopen64(const char *path, const char *mode, FILE *stream)
+{
+    forget_stream(stream);
+    return real.freopen64(path, mode, stream);
 }
 
 int hook_dup(int fd)
@@ -157,9 +177,11 @@ int hook_setsockopt(int fd, int level, int name, const void *value, socklen_t le
     if (sock && sock_phase(sock) == SOCK_CONNECTED)
         return options_set(sock, fd, level, name, value, length);
     int result = real.setsockopt(fd, level, name, value, length);
-    if (sock && result == 0 && sock_phase(sock) != SOCK_HIDDEN)
+    if (sock && result == 0 && sock_phase(sock) != SOCK_HIDDEN) {
         options_record(sock, level, name, value, length);
-    else if (result < 0 && errno == EOPNOTSUPP && (sock = switch_adopt(fd))) {
+        if (sock->unfit)               /* a listener with companions has to give them up */
+            companion_give_up(sock, fd, sock->unfit);
+    } else if (result < 0 && errno == EOPNOTSUPP && (sock = switch_adopt(fd))) {
         result = options_set(sock, fd, level, name, value, length);
         sock_put(sock);
     }
@@ -246,7 +268,7 @@ ssize_t hook_send(int fd, const void *buffer, size_t size, int flags)
 ssize_t hook_sendto(int fd, const void *buffer, size_t size, int flags, const struct sockaddr *address, socklen_t length)
 {
     int connected = 0;
-    if (flags & MSG_FASTOPEN && switch_fast_open(fd, address, length, &connected) && connected < 0)
+    if (flags & MSG_FASTOPEN && fdtable_peek(fd) && switch_fast_open(fd, address, length, &connected) && connected < 0)
         return -1;
     return fdtable_companion(fd) ? data_send(fd, buffer, size, flags)
                                  : real.sendto(fd, buffer, size, flags, address, length);
@@ -255,7 +277,8 @@ ssize_t hook_sendto(int fd, const void *buffer, size_t size, int flags, const st
 ssize_t hook_sendmsg(int fd, const struct msghdr *message, int flags)
 {
     int connected = 0;
-    if (flags & MSG_FASTOPEN && message && switch_fast_open(fd, message->msg_name, message->msg_namelen, &connected) &&
+    if (flags & MSG_FASTOPEN && message && fdtable_peek(fd) &&
+        switch_fast_open(fd, message->msg_name, message->msg_namelen, &connected) &&
         connected < 0)
         return -1;
     return fdtable_companion(fd) ? data_sendmsg(fd, message, flags) : real.sendmsg(fd, message, flags);
@@ -392,6 +415,18 @@ int hook_posix_spawnp(pid_t *pid, const char *file, const posix_spawn_file_actio
     return real.posix_spawnp(pid, file, actions, attributes, arguments, environment);
 }
 
+int hook_setns(int fd, int type)
+{
+    lifecycle_moved = true;
+    return real.setns(fd, type);
+}
+
+int hook_unshare(int flags)
+{
+    lifecycle_moved = true;
+    return real.unshare(flags);
+}
+
 /* --- calls by number --- */
 
 static __attribute__((noinline)) long by_number(long number, long a, long b, long c, long d)
@@ -439,6 +474,8 @@ long hook_syscall(long number, long a, long b, long c, long d, long e, long f)
         return by_number(number, a, b, c, d);
     if (number == SYS_io_uring_setup)
         lifecycle_io_uring = true;
+    if (number == SYS_setns || number == SYS_unshare)
+        lifecycle_moved = true;
     return real.syscall(number, a, b, c, d, e, f);
 }
 

@@ -7,6 +7,8 @@
 #include "readiness.h"
 #include "real.h"
 #include "reasons.h"
+#include "stats.h"
+#include "switch.h"
 #include "trace.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -34,6 +36,7 @@ static int reason_of(int error)
     case EACCES: return REASON_PORT_PRIVILEGE;
     case ENOENT: return REASON_NO_COMPANION;
     case ESTALE: return REASON_REFUSED;
+    case ENONET: return REASON_NO_ROUTE_INFO;
     case EADDRINUSE: return REASON_NAME_TAKEN;
     case EMFILE:
     case ENFILE: return REASON_NO_DESCRIPTOR;
@@ -50,6 +53,8 @@ static bool is_final(int error)
 
 static bool same_netns(int one, int other)
 {
+    if (!lifecycle_moved)
+        return true;
     uint64_t first = 0, second = 0;
     socklen_t length = sizeof first;
     if (real.getsockopt(one, SOL_SOCKET, SO_NETNS_COOKIE, &first, &length) < 0)
@@ -107,7 +112,7 @@ static int concrete_local(struct sock *sock, int fd, const struct endpoint *sour
             memcpy(local->ip, source->ip, sizeof local->ip);
             local->scope = source->scope;
         }
-        return 0;
+        return endpoint_is_v4(local) == endpoint_is_v4(source) ? 0 : -REASON_ADDRESS;
     }
     if (netinfo_now() < atomic_load_explicit(&no_port_until, memory_order_relaxed))
         return -REASON_NO_PORT;
@@ -149,26 +154,38 @@ static int set_up(struct sock *sock, struct companion *companion, const struct e
 
 struct swap {
     struct sock *sock;
-    int native;
+    int native, parked;
     int error;
 };
+
+/* A number whose file was replaced where no hook saw it (freopen, a raw dup2) is not the socket any more. */
+static bool is_socket(int fd, int parked)
+{
+    struct stat one, other;
+    return fstat(fd, &one) == 0 && fstat(parked, &other) == 0 && one.st_ino == other.st_ino && one.st_dev == other.st_dev;
+}
 
 static bool replace_alias(int fd, struct sock *sock, void *context)
 {
     struct swap *swap = context;
     if (sock != swap->sock)
         return true;
+    if (!is_socket(fd, swap->parked)) {
+        fdtable_drop(fd);
+        return true;
+    }
     int flags = real.fcntl(fd, F_GETFD, 0);
     if (flags < 0 || real.dup3(swap->native, fd, flags & FD_CLOEXEC ? O_CLOEXEC : 0) < 0)
         swap->error = -EBADF;
     return true;
 }
 
-static void copy_flags(int from, int to)
+/* Returns the status flags. */
+static int copy_flags(int from, int to)
 {
     int flags = real.fcntl(from, F_GETFL, 0);
     if (flags < 0)
-        return;
+        return 0;
     if (flags & O_ASYNC) {
         struct f_owner_ex owner;
         if (real.fcntl(from, F_GETOWN_EX, (long)&owner) == 0)
@@ -177,19 +194,15 @@ static void copy_flags(int from, int to)
     }
     if ((flags & (O_NONBLOCK | O_ASYNC)) != O_NONBLOCK)   /* a companion is born non-blocking */
         real.fcntl(to, F_SETFL, flags & (O_NONBLOCK | O_ASYNC));
+    return flags;
 }
 
-/* Puts the native descriptor under every descriptor that the program has for the socket, and parks the TCP socket, which
- * holds the local port. `native` is closed. */
-static int swap_in(struct sock *sock, int fd, int native)
+/* Puts the native descriptor under every descriptor that the program has for the socket; the parked TCP socket goes on
+ * holding the local port. `native` is closed. */
+static int swap_in(struct sock *sock, int fd, int native, int parked)
 {
-    int parked = hidden_dup(fd);
-    if (parked < 0) {
-        real.close(native);
-        return -EMFILE;
-    }
-    copy_flags(fd, native);
-    struct swap swap = {sock, native, 0};
+    sock->announce = copy_flags(fd, native) & O_NONBLOCK;
+    struct swap swap = {sock, native, parked, 0};
     readiness_before_swap(sock);
     if (atomic_load(&sock->aliases) == 1)
         replace_alias(fd, sock, &swap);
@@ -212,6 +225,9 @@ int companion_connect(struct sock *sock, int fd, const struct endpoint *remote, 
         return -REASON_EPOLL_LOST;
     if (sock->fork_count != lifecycle_forks())
         return -REASON_SHARED;
+    const struct sock_option *v6only = options_find(sock, IPPROTO_IPV6, IPV6_V6ONLY);
+    if (sock->family == AF_INET6 && endpoint_is_v4(remote) && v6only && v6only->value[0])
+        return -REASON_ADDRESS;        /* the kernel's error */
     for (int i = 0; i < PROVIDERS_MAX && verdict->providers[i]; i++) {
         struct companion companion = {.provider = provider_by_id(verdict->providers[i])};
         struct endpoint source, local;
@@ -233,8 +249,11 @@ int companion_connect(struct sock *sock, int fd, const struct endpoint *remote, 
             companion.provider->wsp_close_socket(companion.descriptor);
             return -REASON_NETNS;
         }
-        error = companion.provider->wsp_connect(companion.descriptor, remote);
+        /* What can fail fails before the peer sees a connection. */
+        int parked = hidden_dup(fd);
+        error = parked < 0 ? -EMFILE : companion.provider->wsp_connect(companion.descriptor, remote);
         if (error) {
+            hidden_close(parked);
             companion.provider->wsp_close_socket(companion.descriptor);
             if (is_final(error))
                 return error == -ECONNRESET ? ECONNREFUSED : -error;
@@ -244,10 +263,11 @@ int companion_connect(struct sock *sock, int fd, const struct endpoint *remote, 
         }
         int native = companion.provider->wsp_detach(companion.descriptor);
         if (native < 0) {
+            hidden_close(parked);
             reason = REASON_PROVIDER_FAILED;
             continue;
         }
-        error = swap_in(sock, fd, native);
+        error = swap_in(sock, fd, native, parked);
         if (error) {
             reason = reason_of(error);
             continue;
@@ -258,6 +278,13 @@ int companion_connect(struct sock *sock, int fd, const struct endpoint *remote, 
         return 0;
     }
     return -reason;
+}
+
+static void close_companions(struct sock *sock)
+{
+    for (int i = 0; i < sock->ncompanions; i++)
+        sock->companions[i].provider->wsp_close_socket(sock->companions[i].descriptor);
+    sock->ncompanions = 0;
 }
 
 int companion_listen(struct sock *sock, int fd, const struct verdict *verdict, int backlog)
@@ -277,7 +304,8 @@ int companion_listen(struct sock *sock, int fd, const struct verdict *verdict, i
         real.getsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &only, &length);
         sock->v6only = only;
     }
-    sock->ncompanions = 0;
+    close_companions(sock);            /* of a listener that was shut down before */
+    sock->served = false;
     for (int i = 0; i < PROVIDERS_MAX && verdict->providers[i]; i++) {
         struct companion companion = {.provider = provider_by_id(verdict->providers[i])};
         if (!companion.provider)
@@ -307,9 +335,10 @@ int companion_listen(struct sock *sock, int fd, const struct verdict *verdict, i
     sock->nonblocking = flags & O_NONBLOCK;
     if (!sock->nonblocking)
         real.fcntl(fd, F_SETFL, flags | O_NONBLOCK);
-    int error = readiness_adopt_listener(sock, fd);
+    int error = readiness_adopt_listener(sock);
     if (error) {
         companion_leave(sock, fd);
+        close_companions(sock);
         return error;
     }
     return 0;
@@ -332,17 +361,26 @@ int companion_accept(struct sock *sock, int index, bool nonblocking, bool cloexe
     return listener->provider->wsp_detach(descriptor);
 }
 
-static void close_companions(struct sock *sock)
+int companion_poll_fd(const struct sock *sock, int index)
+{
+    return sock->companions[index].provider->wsp_poll_fd(sock->companions[index].descriptor);
+}
+
+void companion_backlog(struct sock *sock, int backlog)
 {
     for (int i = 0; i < sock->ncompanions; i++)
-        sock->companions[i].provider->wsp_close_socket(sock->companions[i].descriptor);
-    sock->ncompanions = 0;
+        real.listen(companion_poll_fd(sock, i), backlog);
+}
+
+void companion_silence(struct sock *sock)
+{
+    for (int i = 0; i < sock->ncompanions; i++)
+        real.shutdown(companion_poll_fd(sock, i), SHUT_RDWR);
 }
 
 void companion_leave(struct sock *sock, int fd)
 {
-    readiness_abandon_listener(sock, fd);
-    close_companions(sock);
+    readiness_abandon_listener(sock);
     if (!sock->nonblocking) {
         int flags = real.fcntl(fd, F_GETFL, 0);
         if (flags >= 0)
@@ -350,15 +388,28 @@ void companion_leave(struct sock *sock, int fd)
     }
 }
 
+void companion_give_up(struct sock *sock, int fd, int reason)
+{
+    uint8_t listening = SOCK_LISTENING;
+    if (!atomic_compare_exchange_strong(&sock->phase, &listening, SOCK_TCP))
+        return;
+    companion_silence(sock);
+    companion_leave(sock, fd);
+    sock->reason = (uint8_t)reason;
+    switch_publish(fd, sock);
+    stats_reason((uint32_t)reason);
+}
+
 void companion_dispose(struct sock *sock)
 {
     close_companions(sock);
-    hidden_close(sock->epoll);
-    hidden_close(sock->epoll_old);
     for (int i = 0; i < SOCK_REGISTRATIONS; i++) {
         struct sock_registration *registration = &sock->registrations[i];
-        if (registration->epfd >= 0 && registration->via != registration->fd && registration->via != sock->epoll)
+        if (registration->epfd >= 0 && registration->via != registration->fd && registration->via != sock->epoll &&
+            registration->via != sock->epoll_old)
             hidden_close(registration->via);
     }
+    hidden_close(sock->epoll);
+    hidden_close(sock->epoll_old);
     hidden_close(atomic_exchange(&sock->shadow, -1));
 }

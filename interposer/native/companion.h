@@ -12,8 +12,15 @@ int companion_listen(struct sock *sock, int fd, const struct verdict *verdict, i
 /* One connection from a companion listener. The new descriptor, *local and *peer; -EAGAIN, or another -errno. */
 int companion_accept(struct sock *sock, int index, bool nonblocking, bool cloexec, struct endpoint *local,
                      struct endpoint *peer);
-/* A listener loses its companions (shutdown, or a limit was met); clients go by TCP from here on. */
+/* The companion listeners refuse from here on, in every process that shares them; they are closed with the socket, or
+ * before the next listen(), because another thread may be in accept(). */
+void companion_silence(struct sock *sock);
+int companion_poll_fd(const struct sock *sock, int index);
+void companion_backlog(struct sock *sock, int backlog);
+/* The TCP listener stands alone in the program's epolls again, with its own O_NONBLOCK. */
 void companion_leave(struct sock *sock, int fd);
+/* A listener loses its companions for good: TCP, with that reason. */
+void companion_give_up(struct sock *sock, int fd, int reason);
 /* The last reference is gone. */
 void companion_dispose(struct sock *sock);
 #endif

@@ -2,6 +2,7 @@
  * lock, which is held for a few instructions and never across a call. Runs after fork and in signal handlers. */
 #include "fdtable.h"
 #include "companion.h"
+#include "readiness.h"
 #include "real.h"
 #include "stats.h"
 #include <errno.h>
@@ -16,6 +17,7 @@
 _Atomic(_Atomic(struct sock *) *) fdtable_leaves[FDTABLE_LEAVES];
 static _Atomic(struct sock *) first_leaf[FDTABLE_LEAF];
 POOL(socks, struct sock);
+static _Atomic int limit_lock;         /* RLIMIT_NOFILE is raised for a moment */
 static struct sock hidden = {.refs = 1, .aliases = 1, .phase = SOCK_HIDDEN, .shadow = -1};
 
 static _Atomic(struct sock *) *entry(int fd)
@@ -94,8 +96,9 @@ struct sock *fdtable_new(int fd, int family, enum sock_phase phase)
     return sock;
 }
 
-static void drop_alias(struct sock *sock)
+static void drop_alias(struct sock *sock, int fd)
 {
+    readiness_forget_alias(sock, fd);
     atomic_fetch_sub(&sock->aliases, 1);
     sock_put(sock);
 }
@@ -109,7 +112,7 @@ void fdtable_alias(int fd, struct sock *sock)
     atomic_fetch_add(&sock->aliases, 1);
     struct sock *old = atomic_exchange(place, sock);
     if (old && old != &hidden)
-        drop_alias(old);
+        drop_alias(old, fd);
 }
 
 void fdtable_drop(int fd)
@@ -119,7 +122,7 @@ void fdtable_drop(int fd)
     struct sock *old = atomic_exchange(entry(fd), NULL);
     if (old && old != &hidden) {
         stats_row_clear(fd);
-        drop_alias(old);
+        drop_alias(old, fd);
     }
 }
 
@@ -153,45 +156,91 @@ void sock_unlock(struct sock *sock)
     atomic_store_explicit(&sock->lock, 0, memory_order_release);
 }
 
-static bool unlock_inherited(int fd, struct sock *sock, void *context)
+/* The threads that held it otherwise do not exist here. */
+static bool release_inherited(int fd, struct sock *sock, void *context)
 {
     (void)fd, (void)context;
+    if (sock == &hidden)
+        return true;
     atomic_store(&sock->lock, 0);
-    if (sock_phase(sock) == SOCK_DECIDING)   /* its thread does not exist here */
+    atomic_store(&sock->refs, atomic_load(&sock->aliases));
+    if (sock_phase(sock) == SOCK_DECIDING)
         atomic_store(&sock->phase, SOCK_TCP);
     return true;
 }
 
-void fdtable_after_fork_child(void)
+/* Bounded: in a signal handler the holder may be the thread that it interrupted. */
+static bool take_limit(void)
 {
-    fdtable_each(0, ~0u, unlock_inherited, NULL);
+    for (int tries = 0; tries < 100000; tries++)
+        if (!atomic_exchange_explicit(&limit_lock, 1, memory_order_acquire))
+            return true;
+    return false;
 }
 
-/* Just above the soft limit where the hard limit allows: the program loses no number. The limit is raised for this one
- * call. Else in the upper quarter below the limit. */
-int hidden_dup(int fd)
+void fdtable_after_fork_child(void)
 {
-    int saved = errno, copy = -1;
+    limit_lock = 0;
+    fdtable_each(0, ~0u, release_inherited, NULL);
+}
+
+void fdtable_before_fork(void)
+{
+    take_limit();                      /* no child may inherit a raised limit */
+}
+
+void fdtable_after_fork_parent(void)
+{
+    limit_lock = 0;
+}
+
+/* Just above the soft limit: the program loses no number. The limit is raised for this one call. */
+static int above_limit(int fd)
+{
+    struct rlimit limit, seen;
+    int copy = -1;
+    if (!take_limit())
+        return -1;
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_max > limit.rlim_cur && limit.rlim_cur < HIDDEN_CEILING) {
+        rlim_t room = limit.rlim_max - limit.rlim_cur;
+        struct rlimit raised = {limit.rlim_cur + (room < HIDDEN_CEILING ? room : HIDDEN_CEILING), limit.rlim_max};
+        if (setrlimit(RLIMIT_NOFILE, &raised) == 0) {
+            copy = real.fcntl(fd, F_DUPFD_CLOEXEC, (long)limit.rlim_cur);
+            if (prlimit(0, RLIMIT_NOFILE, &limit, &seen) == 0 && seen.rlim_cur != raised.rlim_cur)
+                setrlimit(RLIMIT_NOFILE, &seen);   /* the program has just set its own */
+        }
+    }
+    limit_lock = 0;
+    return copy;
+}
+
+/* As high below the limit as there is room. */
+static int below_limit(int fd)
+{
+    static _Atomic rlim_t depth = 64;
     struct rlimit limit;
     if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
         return -1;
-    rlim_t soft = limit.rlim_cur;
-    rlim_t room = limit.rlim_max - soft;
-    if (room && soft < HIDDEN_CEILING) {
-        struct rlimit raised = {soft + (room < HIDDEN_CEILING ? room : HIDDEN_CEILING), limit.rlim_max};
-        if (setrlimit(RLIMIT_NOFILE, &raised) == 0) {
-            copy = real.fcntl(fd, F_DUPFD_CLOEXEC, (long)soft);
-            setrlimit(RLIMIT_NOFILE, &limit);
-        }
+    rlim_t top = limit.rlim_cur < HIDDEN_CEILING ? limit.rlim_cur : HIDDEN_CEILING;
+    for (;;) {
+        rlim_t below = depth < top ? depth : top;
+        int copy = real.fcntl(fd, F_DUPFD_CLOEXEC, (long)(top - below));
+        if (copy >= 0 || below == top)
+            return copy;
+        depth = below * 4;
     }
-    rlim_t top = soft < HIDDEN_CEILING ? soft : HIDDEN_CEILING;
-    for (rlim_t quarter = 3; copy < 0 && quarter > 0; quarter--)
-        copy = real.fcntl(fd, F_DUPFD_CLOEXEC, (long)(top / 4 * quarter));
+}
+
+int hidden_dup(int fd)
+{
+    int saved = errno, copy = above_limit(fd);
+    if (copy < 0)
+        copy = below_limit(fd);
     if (copy >= 0) {
         _Atomic(struct sock *) *place = entry(copy);
         struct sock *old = place ? atomic_exchange(place, &hidden) : NULL;
         if (old && old != &hidden)     /* closed by an instruction that no hook saw */
-            drop_alias(old);
+            drop_alias(old, copy);
     }
     errno = saved;
     return copy;

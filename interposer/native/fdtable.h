@@ -51,6 +51,7 @@ struct sock {
     uint8_t role;                      /* ROW_* of stats.h */
     bool bound, announce, shut_read, shut_write;   /* announce: connect() has yet to say 0 once */
     bool nonblocking;                  /* a listener: the program's view of O_NONBLOCK */
+    bool served;                       /* a listener: this process has waited or accepted on it */
     bool options_lost, registrations_lost, strict, v6only;
     uint8_t unfit;                     /* reason number of an option that keeps it on TCP */
     uint8_t turn;                      /* a listener: how often the same side was served in a row */
@@ -104,6 +105,8 @@ void fdtable_each(unsigned first, unsigned last, bool (*visit)(int fd, struct so
 
 bool sock_lock(struct sock *sock);     /* bounded: false when a signal handler or a fork got in the way */
 void sock_unlock(struct sock *sock);
+void fdtable_before_fork(void);
+void fdtable_after_fork_parent(void);
 void fdtable_after_fork_child(void);
 
 /* Moves fd to a high close-on-exec number that the program does not miss, and marks it; -1 (and fd closed) when there

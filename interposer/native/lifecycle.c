@@ -26,6 +26,7 @@ extern char **environ;
 bool lifecycle_active;
 int32_t lifecycle_pid;
 _Atomic bool lifecycle_io_uring;
+_Atomic bool lifecycle_moved;
 _Thread_local int lifecycle_vfork;
 _Thread_local int switch_guard;
 
@@ -57,6 +58,13 @@ static void before_fork(void)
 {
     atomic_fetch_add(&forks, 1);
     engine_before_fork();
+    fdtable_before_fork();
+}
+
+static void after_fork_parent(void)
+{
+    fdtable_after_fork_parent();
+    engine_after_fork_parent();
 }
 
 static void after_fork_child(void)
@@ -158,15 +166,8 @@ static void keep_facts(void)
 static bool publish(int fd, struct sock *sock, void *context)
 {
     (void)context;
-    if (sock->role) {
-        char rule[STATS_RULE_SIZE];
-        flows_rule_text(sock->rule, rule, sizeof rule);
-        enum sock_phase phase = sock_phase(sock);
-        const struct san_provider *provider =
-            phase == SOCK_LISTENING || phase == SOCK_CONNECTED ? sock->companions[0].provider : NULL;
-        stats_row_set(fd, sock->role, sock->family, provider ? provider->id : PROVIDER_NONE, sock->reason, &sock->local,
-                      &sock->remote, 0, rule);
-    }
+    if (sock->role)
+        switch_publish(fd, sock);
     return true;
 }
 
@@ -209,7 +210,7 @@ __attribute__((constructor)) static void start(void)
         else
             atomic_store(alive, 1);
         stats_on_new_page(publish_all);
-        __register_atfork(before_fork, engine_after_fork_parent, after_fork_child, NULL);
+        __register_atfork(before_fork, after_fork_parent, after_fork_child, NULL);
         lifecycle_active = true;
         if (flows_engine() == ENGINE_STARTUP)
             engine_start(flows_table());

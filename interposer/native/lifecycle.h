@@ -16,4 +16,6 @@ void lifecycle_check(void);
 uint32_t lifecycle_forks(void);
 /* The program has made an io_uring: what goes through it cannot be followed. */
 extern _Atomic bool lifecycle_io_uring;
+/* The program has called setns() or unshare(): its sockets may be of several name spaces. */
+extern _Atomic bool lifecycle_moved;
 #endif

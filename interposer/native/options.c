@@ -107,10 +107,27 @@ static int make_shadow(struct sock *sock)
     return fresh;
 }
 
+/* What the companion itself answers, as TCP would; all else is the shadow's. */
 static bool native(int level, int name)
 {
-    return level == SOL_SOCKET && name != SO_REUSEPORT && name != SO_DOMAIN && name != SO_PROTOCOL && name != SO_SNDBUF &&
-           name != SO_RCVBUF && name != SO_SNDBUFFORCE && name != SO_RCVBUFFORCE;
+    if (level != SOL_SOCKET)
+        return false;
+    switch (name) {
+    case SO_ERROR:
+    case SO_TYPE:
+    case SO_ACCEPTCONN:
+    case SO_RCVTIMEO:
+    case SO_SNDTIMEO:
+    case SO_RCVLOWAT:
+    case SO_LINGER:
+    case SO_KEEPALIVE:
+    case SO_OOBINLINE:
+    case SO_PRIORITY:
+    case SO_COOKIE:
+    case SO_NETNS_COOKIE:
+    case SO_INCOMING_CPU: return true;
+    default: return false;
+    }
 }
 
 static int refuse(int error)

@@ -28,6 +28,7 @@ struct unix_companion {
     struct pool_item item;
     int fd, beacon;
     int family;
+    bool dual;                         /* a listener on the IPv6 wildcard that takes IPv4 clients too */
     wpu_handle handle;
     struct endpoint local;
 };
@@ -354,8 +355,12 @@ static void copy_options(int from, int to)
 static int unix_listen(wsp_descriptor descriptor, int backlog, bool v6only)
 {
     struct unix_companion *companion = from_descriptor(descriptor);
+    struct endpoint ignored, loopback = {.ip = {[10] = 0xff, [11] = 0xff, [12] = 127, [15] = 1}};
+    if (netinfo_local(&loopback, &ignored) != 0)
+        return -ENONET;                /* clients' claims could not be checked later */
     bool dual = companion->family == AF_INET6 && !v6only && endpoint_is_wildcard(&companion->local) &&
                 !endpoint_is_v4(&companion->local);
+    companion->dual = dual;
     for (unsigned slot = 0; slot < SLOTS; slot++) {
         struct sockaddr_un name;
         socklen_t length = listener_name(&name, &companion->local, dual, slot);
@@ -416,6 +421,13 @@ static int replace_stream(struct unix_companion *companion)
     return 0;
 }
 
+static unsigned nth_slot(uint64_t slots, unsigned n)
+{
+    while (n--)
+        slots &= slots - 1;
+    return (unsigned)__builtin_ctzll(slots);
+}
+
 static int unix_connect(wsp_descriptor descriptor, const struct endpoint *remote)
 {
     struct unix_companion *companion = from_descriptor(descriptor);
@@ -430,14 +442,11 @@ static int unix_connect(wsp_descriptor descriptor, const struct endpoint *remote
     if (real.bind(companion->fd, (struct sockaddr *)&name, length) < 0)
         return -errno;
 
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    unsigned start = (unsigned)(now.tv_nsec / 64) % SLOTS;
+    /* As the kernel does for SO_REUSEPORT, by a hash of the connection: the local port is another each time. */
+    unsigned live = (unsigned)__builtin_popcountll(slots), first = (companion->local.port * 2654435761u >> 16) % live;
     int result = -ENOENT;
-    for (unsigned turn = 0; turn < SLOTS; turn++) {
-        unsigned slot = (start + turn) % SLOTS;
-        if (!(slots >> slot & 1))
-            continue;
+    for (unsigned turn = 0; turn < live; turn++) {
+        unsigned slot = nth_slot(slots, (first + turn) % live);
         struct sockaddr_un target;
         socklen_t size = listener_name(&target, &listener.address, listener.dual, slot);
         if (real.connect(companion->fd, (struct sockaddr *)&target, size) == 0) {
@@ -455,23 +464,35 @@ static int unix_connect(wsp_descriptor descriptor, const struct endpoint *remote
     return result;
 }
 
-/* X2: a peer can claim only what it could have used over TCP, and only a destination that is the listener's. */
+static bool is_loopback(const struct endpoint *ep)
+{
+    static const uint8_t v6[16] = {[15] = 1};
+    return endpoint_is_loopback4(ep) || memcmp(ep->ip, v6, sizeof v6) == 0;
+}
+
+/* X2: a peer can claim only what it could have used over TCP, and only a destination that is the listener's. The kernel is
+ * asked last: it takes a descriptor, and a connection must not be lost for want of one. */
 static bool believable(int fd, const struct unix_companion *listener, const struct endpoint *peer, const struct endpoint *to)
 {
-    if (to->port != listener->local.port)
+    const struct endpoint *own = &listener->local;
+    bool v4 = endpoint_is_v4(to);
+    if (to->port != own->port || peer->port == 0 || endpoint_is_v4(peer) != v4 || endpoint_is_wildcard(peer) ||
+        endpoint_is_wildcard(to))
         return false;
-    if (!endpoint_is_wildcard(&listener->local) && !endpoint_same_ip(to, &listener->local))
+    if (endpoint_is_wildcard(own) ? v4 != endpoint_is_v4(own) && !listener->dual : !endpoint_same_ip(to, own))
         return false;
-    if (endpoint_is_v4(&listener->local) && !endpoint_is_v4(to))
-        return false;
-    struct endpoint ignored;
-    if (netinfo_local(peer, &ignored) || netinfo_local(to, &ignored) || peer->port == 0)
-        return false;
-    if (peer->port >= PRIVILEGED_PORTS)
+    bool loopback = is_loopback(peer) && is_loopback(to);
+    if (loopback && peer->port >= PRIVILEGED_PORTS)
         return true;
     struct ucred credentials;
     socklen_t length = sizeof credentials;
-    return real.getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &credentials, &length) == 0 && credentials.uid == 0;
+    bool known = real.getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &credentials, &length) == 0;
+    if (known && credentials.uid == 0)
+        return true;
+    if (peer->port < PRIVILEGED_PORTS)
+        return false;
+    struct endpoint ignored;
+    return loopback || (netinfo_local(peer, &ignored) == 0 && netinfo_local(to, &ignored) == 0);
 }
 
 static int unix_accept(wsp_descriptor descriptor, uintptr_t context, bool nonblocking, bool cloexec, wsp_descriptor *out,

@@ -20,12 +20,6 @@ static int add(int epfd, int fd, uint32_t events, uint64_t data)
     return real.epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
 }
 
-static int companion_fd(const struct sock *sock, int index)
-{
-    const struct companion *companion = &sock->companions[index];
-    return companion->provider->wsp_poll_fd(companion->descriptor);
-}
-
 int readiness_private_epoll(struct sock *sock, int fd)
 {
     if (sock->epoll >= 0 && sock->epoll_pid == lifecycle_pid && hidden_is(sock->epoll))
@@ -35,7 +29,7 @@ int readiness_private_epoll(struct sock *sock, int fd)
         return -EMFILE;
     int error = add(fresh, fd, EPOLLIN | EPOLLEXCLUSIVE, 0);
     for (int i = 0; !error && i < sock->ncompanions; i++)
-        error = add(fresh, companion_fd(sock, i), EPOLLIN | EPOLLEXCLUSIVE, (uint64_t)i + 1);
+        error = add(fresh, companion_poll_fd(sock, i), EPOLLIN | EPOLLEXCLUSIVE, (uint64_t)i + 1);
     if (error || !sock_lock(sock)) {
         hidden_close(fresh);
         return error ? error : -EAGAIN;
@@ -91,6 +85,13 @@ static void forget(struct sock *sock, int epfd, int fd)
         sock_unlock(sock);
     }
     hidden_close(via);
+}
+
+void readiness_forget_alias(struct sock *sock, int fd)
+{
+    for (int i = 0; i < SOCK_REGISTRATIONS; i++)
+        if (sock->registrations[i].epfd >= 0 && sock->registrations[i].fd == fd)
+            forget(sock, sock->registrations[i].epfd, fd);
 }
 
 /* The events that the kernel holds for one registration now: a ONESHOT that has fired holds none. */
@@ -160,10 +161,10 @@ static int join(struct sock *sock, int epfd, int fd, const struct epoll_event *e
     if (event->events & EPOLLEXCLUSIVE) {   /* must stay with the sockets themselves, to wake one process of many */
         int error = add(epfd, fd, event->events, event->data.u64);
         for (int i = 0; !error && i < sock->ncompanions; i++) {
-            error = add(epfd, companion_fd(sock, i), event->events, event->data.u64);
+            error = add(epfd, companion_poll_fd(sock, i), event->events, event->data.u64);
             if (error) {
                 while (--i >= 0)
-                    real.epoll_ctl(epfd, EPOLL_CTL_DEL, companion_fd(sock, i), NULL);
+                    real.epoll_ctl(epfd, EPOLL_CTL_DEL, companion_poll_fd(sock, i), NULL);
                 real.epoll_ctl(epfd, EPOLL_CTL_DEL, fd, NULL);
             }
         }
@@ -192,7 +193,7 @@ static void leave(struct sock *sock, struct sock_registration *registration)
 {
     if (registration->via == registration->fd) {
         for (int i = 0; i < sock->ncompanions; i++)
-            real.epoll_ctl(registration->epfd, EPOLL_CTL_DEL, companion_fd(sock, i), NULL);
+            real.epoll_ctl(registration->epfd, EPOLL_CTL_DEL, companion_poll_fd(sock, i), NULL);
         return;
     }
     if (take_out(registration))
@@ -202,7 +203,7 @@ static void leave(struct sock *sock, struct sock_registration *registration)
     registration->via = registration->fd;
 }
 
-int readiness_adopt_listener(struct sock *sock, int fd)
+int readiness_adopt_listener(struct sock *sock)
 {
     for (int i = 0; i < SOCK_REGISTRATIONS; i++) {
         struct sock_registration *registration = &sock->registrations[i];
@@ -221,19 +222,16 @@ int readiness_adopt_listener(struct sock *sock, int fd)
             return -REASON_EPOLL_LIMIT;
         }
     }
-    (void)fd;
     return 0;
 }
 
-void readiness_abandon_listener(struct sock *sock, int fd)
+/* The private epolls stay until the socket is gone: another thread may wait on them. They wake it, because a companion
+ * that was silenced shows a hang-up. */
+void readiness_abandon_listener(struct sock *sock)
 {
-    (void)fd;
     for (int i = 0; i < SOCK_REGISTRATIONS; i++)
         if (sock->registrations[i].epfd >= 0)
             leave(sock, &sock->registrations[i]);
-    hidden_close(sock->epoll);
-    hidden_close(sock->epoll_old);
-    sock->epoll = sock->epoll_old = -1;
 }
 
 static int ctl_fresh(struct sock *sock, int epfd, int operation, int fd, struct epoll_event *event)
@@ -248,25 +246,22 @@ static int ctl_fresh(struct sock *sock, int epfd, int operation, int fd, struct 
     return result;
 }
 
-/* Companions cannot go on: TCP alone, with the reason. */
-static void give_up(struct sock *sock, int fd, int reason)
-{
-    companion_leave(sock, fd);
-    sock->reason = (uint8_t)reason;
-    atomic_store(&sock->phase, SOCK_TCP);
-    stats_reason((uint32_t)reason);
-}
-
 static int ctl_listener(struct sock *sock, int epfd, int operation, int fd, struct epoll_event *event)
 {
     struct sock_registration *known = find(sock, epfd, fd);
     int via = known ? known->via : fd;
+    sock->served = true;
     if (operation == EPOLL_CTL_ADD) {
+        if (known && via == fd) {      /* stands there itself, with EPOLLEXCLUSIVE: the kernel says EEXIST */
+            if (real.epoll_ctl(epfd, operation, fd, event) < 0)
+                return -1;
+            real.epoll_ctl(epfd, EPOLL_CTL_DEL, fd, NULL);   /* it was another epoll of that number */
+        }
         int error = join(sock, epfd, fd, event, &via);
         if (error == -EINVAL || error == -ELOOP || error == -EMFILE || error == -EAGAIN) {
             int result = real.epoll_ctl(epfd, operation, fd, event);
             if (result == 0)           /* it was the companions that stood in the way */
-                give_up(sock, fd, REASON_EPOLL_LIMIT);
+                companion_give_up(sock, fd, REASON_EPOLL_LIMIT);
             return result;
         }
         if (error) {
@@ -276,14 +271,19 @@ static int ctl_listener(struct sock *sock, int epfd, int operation, int fd, stru
         if (!record(sock, epfd, fd, via, event)) {
             struct sock_registration lost = {epfd, fd, via, event->events, event->data.u64};
             leave(sock, &lost);
-            give_up(sock, fd, REASON_EPOLL_LOST);
+            companion_give_up(sock, fd, REASON_EPOLL_LOST);
         }
         return 0;
     }
     if (operation == EPOLL_CTL_DEL && known && via == fd)
         for (int i = 0; i < sock->ncompanions; i++)
-            real.epoll_ctl(epfd, EPOLL_CTL_DEL, companion_fd(sock, i), NULL);
+            real.epoll_ctl(epfd, EPOLL_CTL_DEL, companion_poll_fd(sock, i), NULL);
     int result = real.epoll_ctl(epfd, operation, via, event);
+    /* An epoll that was duplicated is known by another number. */
+    if (result < 0 && errno == ENOENT && sock->epoll >= 0)
+        result = real.epoll_ctl(epfd, operation, sock->epoll, event);
+    if (result < 0 && errno == ENOENT && sock->epoll_old >= 0)
+        result = real.epoll_ctl(epfd, operation, sock->epoll_old, event);
     if (result == 0 && known) {
         if (operation == EPOLL_CTL_DEL)
             forget(sock, epfd, fd);
@@ -316,6 +316,7 @@ static int stand_in(int fd)
     if (!sock)
         return fd;
     int private = sock_phase(sock) == SOCK_LISTENING ? readiness_private_epoll(sock, fd) : -1;
+    sock->served = true;
     sock_put(sock);
     return private < 0 ? fd : private;
 }

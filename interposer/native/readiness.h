@@ -17,9 +17,11 @@ int readiness_epoll_ctl(struct sock *sock, int epfd, int operation, int fd, stru
 void readiness_before_swap(struct sock *sock);
 void readiness_after_swap(struct sock *sock);
 /* After listen(): registrations made before it now stand for the companions too. 0, or minus a reason number. */
-int readiness_adopt_listener(struct sock *sock, int fd);
+int readiness_adopt_listener(struct sock *sock);
 /* Before the companions are closed: registrations stand for the TCP listener alone. */
-void readiness_abandon_listener(struct sock *sock, int fd);
+void readiness_abandon_listener(struct sock *sock);
+/* fd is no alias any more: what stands in epolls under its number is another socket's to change. */
+void readiness_forget_alias(struct sock *sock, int fd);
 /* The listener's private epoll in this process, made at need; -errno. */
 int readiness_private_epoll(struct sock *sock, int fd);
 #endif

@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #define SAME_SIDE_IN_A_ROW 8           /* connections from one side of a listener before the other is asked first */
+#define TURNED_AWAY_IN_A_ROW 16
 
 static int fail(int error)
 {
@@ -28,11 +29,14 @@ static int fail(int error)
 
 /* --- deciding --- */
 
-static void publish(int fd, struct sock *sock, uint32_t provider)
+void switch_publish(int fd, const struct sock *sock)
 {
     char rule[STATS_RULE_SIZE];
+    enum sock_phase phase = sock_phase(sock);
+    bool san = phase == SOCK_LISTENING || phase == SOCK_CONNECTED;
     flows_rule_text(sock->rule, rule, sizeof rule);
-    stats_row_set(fd, sock->role, sock->family, provider, sock->reason, &sock->local, &sock->remote, 0, rule);
+    stats_row_set(fd, sock->role, sock->family, san ? sock->companions[0].provider->id : PROVIDER_NONE, sock->reason,
+                  &sock->local, &sock->remote, 0, rule);
 }
 
 /* The socket is TCP's from here on. */
@@ -41,7 +45,7 @@ static void stay_on_tcp(int fd, struct sock *sock, uint32_t role, int reason)
     sock->role = (uint8_t)role;
     sock->reason = (uint8_t)reason;
     atomic_store(&sock->phase, SOCK_TCP);
-    publish(fd, sock, PROVIDER_NONE);
+    switch_publish(fd, sock);
     if (role == ROW_LISTEN)
         stats_listener(PROVIDER_NONE);
     else
@@ -63,18 +67,13 @@ static void decide(struct sock *sock, uint8_t role, const struct endpoint *local
         verdict->reason = REASON_POLICY_TCP;
 }
 
-/* The socket in SOCK_DECIDING and in our hands, or NULL where libc should answer. */
-static struct sock *begin(int fd)
+/* Takes a fresh socket into our hands (SOCK_DECIDING); false where libc should answer. */
+static bool begin(struct sock *sock)
 {
     uint8_t expected = SOCK_FRESH;
-    struct sock *sock = fdtable_get(fd);
-    if (!sock)
-        return NULL;
     lifecycle_check();
-    if (!switch_guard && !lifecycle_borrowed() && atomic_compare_exchange_strong(&sock->phase, &expected, SOCK_DECIDING))
-        return sock;
-    sock_put(sock);
-    return NULL;
+    return !switch_guard && !lifecycle_borrowed() &&
+           atomic_compare_exchange_strong(&sock->phase, &expected, SOCK_DECIDING);
 }
 
 /* --- socket, listen, connect --- */
@@ -98,13 +97,16 @@ int switch_socket(int domain, int type, int protocol)
 
 int switch_listen(int fd, int backlog)
 {
-    struct sock *sock = begin(fd);
+    struct sock *sock = fdtable_get(fd);
+    bool ours = sock && begin(sock);
     int result = real.listen(fd, backlog);
-    if (!sock)
-        return result;
-    if (result < 0) {
+    if (sock && !ours && result == 0 && sock_phase(sock) == SOCK_LISTENING)   /* again, with another backlog */
+        companion_backlog(sock, backlog);
+    if (ours && result < 0)
         atomic_store(&sock->phase, SOCK_FRESH);
-        sock_put(sock);
+    if (!ours || result < 0) {
+        if (sock)
+            sock_put(sock);
         return result;
     }
     int saved = errno;
@@ -125,7 +127,7 @@ int switch_listen(int fd, int backlog)
         atomic_store(&sock->phase, SOCK_LISTENING);
         for (int i = 0; i < sock->ncompanions; i++)
             stats_listener(sock->companions[i].provider->id);
-        publish(fd, sock, sock->companions[0].provider->id);
+        switch_publish(fd, sock);
         trace_log("listen fd %d: provider %s", fd, sock->companions[0].provider->name);
     } else {
         stay_on_tcp(fd, sock, ROW_LISTEN, -reason);
@@ -138,12 +140,6 @@ int switch_listen(int fd, int backlog)
     sock_put(sock);
     errno = saved;
     return result;
-}
-
-static bool is_nonblocking(int fd)
-{
-    int flags = real.fcntl(fd, F_GETFL, 0);
-    return flags >= 0 && flags & O_NONBLOCK;
 }
 
 /* connect() on a descriptor that a companion carries already. */
@@ -185,10 +181,9 @@ static int decide_connect(struct sock *sock, int fd, const struct endpoint *remo
     if (reason == 0) {
         uint8_t provider = sock->companions[0].provider->id;
         sock->role = ROW_CONNECT;
-        sock->announce = is_nonblocking(fd);
         atomic_store(&sock->phase, SOCK_CONNECTED);
         stats_connection(provider);
-        publish(fd, sock, provider);
+        switch_publish(fd, sock);
         trace_log("connect fd %d: provider %s", fd, sock->companions[0].provider->name);
         return 0;
     }
@@ -202,57 +197,59 @@ static int decide_connect(struct sock *sock, int fd, const struct endpoint *remo
     return 1;
 }
 
+/* Where a connection would go, if it is one that we may decide: same family as the socket, a port, and no wildcard (which
+ * the kernel takes for loopback). */
+static bool destination(const struct sock *sock, const struct sockaddr *address, socklen_t length, struct endpoint *remote)
+{
+    if (!address || !endpoint_from_sockaddr(remote, address, length) || address->sa_family != sock->family || !remote->port)
+        return false;
+    if (endpoint_is_wildcard(remote)) {
+        if (endpoint_is_v4(remote))
+            remote->ip[12] = 127;
+        remote->ip[15] = 1;
+    }
+    return true;
+}
+
 int switch_connect(int fd, const struct sockaddr *address, socklen_t length)
 {
     struct endpoint remote;
-    struct sock *sock = fdtable_companion(fd) ? fdtable_get(fd) : NULL;
+    struct sock *sock = fdtable_get(fd);
     if (sock && sock_phase(sock) == SOCK_CONNECTED) {
         int result = connect_again(sock, fd, address, length);
         sock_put(sock);
         return result;
     }
+    bool ours = sock && destination(sock, address, length, &remote) && begin(sock);
+    int saved = errno, result = 1;
+    if (ours) {
+        result = decide_connect(sock, fd, &remote);
+        if (result == 0 && sock->announce)
+            result = fail(EINPROGRESS);
+    }
+    if (result >= 0)
+        errno = saved;
     if (sock)
         sock_put(sock);
-    if (!fdtable_peek(fd) || !address || !endpoint_from_sockaddr(&remote, address, length) || !remote.port ||
-        endpoint_is_wildcard(&remote) || !(sock = begin(fd)))
-        return real.connect(fd, address, length);
-    if (endpoint_is_v4(&remote) != (sock->family == AF_INET) && sock->family == AF_INET) {
-        atomic_store(&sock->phase, SOCK_FRESH);   /* an IPv6 address on an IPv4 socket: libc's error */
-        sock_put(sock);
-        return real.connect(fd, address, length);
-    }
-    int saved = errno, result = decide_connect(sock, fd, &remote);
-    if (result == 0) {
-        result = sock->announce ? fail(EINPROGRESS) : 0;
-        if (result == 0)
-            errno = saved;
-    } else if (result > 0) {
-        errno = saved;
-        result = real.connect(fd, address, length);
-    }
-    sock_put(sock);
-    return result;
+    return result > 0 ? real.connect(fd, address, length) : result;
 }
 
 bool switch_fast_open(int fd, const struct sockaddr *address, socklen_t length, int *result)
 {
-    struct sock *sock = fdtable_peek(fd);
-    if (!sock || sock_phase(sock) != SOCK_FRESH || !address)
-        return false;
     struct endpoint remote;
-    if (!endpoint_from_sockaddr(&remote, address, length) || !(sock = begin(fd)))
-        return false;
-    int saved = errno, decided = decide_connect(sock, fd, &remote);
-    sock->announce = false;
-    sock_put(sock);
-    if (decided > 0) {                 /* TCP: the kernel's own fast open */
-        errno = saved;
-        return false;
+    struct sock *sock = fdtable_get(fd);
+    bool ours = sock && destination(sock, address, length, &remote) && begin(sock);
+    int saved = errno;
+    *result = 1;
+    if (ours) {
+        *result = decide_connect(sock, fd, &remote);
+        sock->announce = false;
     }
-    *result = decided;
-    if (decided == 0)
+    if (*result >= 0)
         errno = saved;
-    return true;
+    if (sock)
+        sock_put(sock);
+    return *result <= 0;               /* TCP: the kernel's own fast open */
 }
 
 /* --- accept --- */
@@ -286,10 +283,7 @@ static struct sock *adopt_accepted(int fd, struct sock *listener, enum sock_phas
 static int accept_companion(struct sock *listener, int index, struct sockaddr *address, socklen_t *length, int flags)
 {
     struct endpoint local, peer;
-    int fd;
-    do
-        fd = companion_accept(listener, index, flags & SOCK_NONBLOCK, flags & SOCK_CLOEXEC, &local, &peer);
-    while (fd == -ECONNABORTED);
+    int fd = companion_accept(listener, index, flags & SOCK_NONBLOCK, flags & SOCK_CLOEXEC, &local, &peer);
     if (fd < 0)
         return fd;
     struct sock *sock = adopt_accepted(fd, listener, SOCK_DECIDING);
@@ -304,7 +298,7 @@ static int accept_companion(struct sock *listener, int index, struct sockaddr *a
     memcpy(sock->options, listener->options, sizeof *sock->options * listener->noptions);
     atomic_store(&sock->phase, SOCK_CONNECTED);
     stats_connection(sock->companions[0].provider->id);
-    publish(fd, sock, sock->companions[0].provider->id);
+    switch_publish(fd, sock);
     sock_put(sock);
     if (address && length)
         endpoint_to_sockaddr(&peer, listener->family, address, length);
@@ -342,7 +336,7 @@ static int accept_tcp(struct sock *listener, int fd, struct sockaddr *address, s
     struct sock *sock = adopt_accepted(accepted, listener, SOCK_TCP);
     if (sock) {
         sock->reason = (uint8_t)reason;
-        publish(accepted, sock, PROVIDER_NONE);
+        switch_publish(accepted, sock);
         sock_put(sock);
     }
     stats_connection(PROVIDER_NONE);
@@ -350,16 +344,23 @@ static int accept_tcp(struct sock *listener, int fd, struct sockaddr *address, s
     return accepted;
 }
 
-/* Whoever has a connection. Sides take turns after a run, so that neither starves the other. -EAGAIN: nobody. */
+/* Whoever has a connection. Sides take turns after a run, so that neither starves the other, and clients that are turned
+ * away hold nobody up for long. -EAGAIN: nobody. */
 static int accept_any(struct sock *sock, int fd, struct sockaddr *address, socklen_t *length, int flags, bool plain)
 {
     int sides = sock->ncompanions + 1, first = sock->turn / SAME_SIDE_IN_A_ROW % sides, result = -EAGAIN;
-    for (int turn = 0; turn < sides && (result == -EAGAIN || result == -ECONNABORTED); turn++) {
-        int side = (first + turn) % sides;
+    for (int turn = 0; turn < sides && result == -EAGAIN; turn++) {
+        int side = (first + turn) % sides, tries = TURNED_AWAY_IN_A_ROW;
         do
             result = side < sock->ncompanions ? accept_companion(sock, side, address, length, flags)
                                               : accept_tcp(sock, fd, address, length, flags, plain);
-        while (result == -ECONNABORTED && side == sock->ncompanions && sock->strict);
+        while (result == -ECONNABORTED && --tries && (side < sock->ncompanions || sock->strict));
+        if (result == -ECONNABORTED && (side < sock->ncompanions || sock->strict))
+            result = -EAGAIN;
+        if (result == -EINVAL && side < sock->ncompanions) {   /* silenced: it was handed on, or shut down elsewhere */
+            companion_give_up(sock, fd, REASON_HANDED_ON);
+            result = -EAGAIN;
+        }
         if (result >= 0)
             sock->turn = (uint8_t)(side == first ? sock->turn + 1 : side * SAME_SIDE_IN_A_ROW);
     }
@@ -382,12 +383,23 @@ static int64_t now_ms(void)
     return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
-/* 0 when something may be there, or -errno as a blocking accept would give. */
-static int wait_for_connection(struct sock *sock, int fd, int64_t *deadline)
+/* Without a descriptor for a private epoll: the same by poll(). */
+static int poll_all(struct sock *sock, int fd, int timeout)
 {
+    struct pollfd fds[1 + PROVIDERS_MAX] = {{fd, POLLIN, 0}};
+    for (int i = 0; i < sock->ncompanions; i++)
+        fds[1 + i] = (struct pollfd){companion_poll_fd(sock, i), POLLIN, 0};
+    return real.poll(fds, 1 + sock->ncompanions, timeout);
+}
+
+/* Waits as a blocking accept does: 0 when something may be there, else -errno. The reference is given back meanwhile, so
+ * that neither a cancelled thread nor a fork keeps the listener alive; *held is NULL where another socket has taken the
+ * number. */
+static int wait_for_connection(struct sock **held, int fd, int64_t *deadline)
+{
+    struct sock *sock = *held;
+    uint32_t generation = atomic_load(&sock->item.generation);
     int epfd = readiness_private_epoll(sock, fd);
-    if (epfd < 0)
-        return epfd;
     if (*deadline == 0) {
         int64_t limit = receive_timeout(fd);
         *deadline = limit < 0 ? -1 : now_ms() + limit;
@@ -396,8 +408,23 @@ static int wait_for_connection(struct sock *sock, int fd, int64_t *deadline)
         int64_t left = *deadline < 0 ? -1 : *deadline - now_ms();
         if (*deadline >= 0 && left <= 0)
             return -EAGAIN;
-        struct epoll_event event;
-        int count = epoll_wait(epfd, &event, 1, left > INT32_MAX ? INT32_MAX : (int)left);
+        int timeout = left > INT32_MAX ? INT32_MAX : (int)left, count;
+        if (epfd < 0) {
+            count = poll_all(sock, fd, timeout);
+        } else {
+            struct epoll_event event;
+            sock_put(sock);
+            count = epoll_wait(epfd, &event, 1, timeout);
+            int error = errno;
+            *held = fdtable_get(fd);
+            if (*held && (*held != sock || atomic_load(&sock->item.generation) != generation)) {
+                sock_put(*held);
+                *held = NULL;
+            }
+            if (!*held)
+                return -EBADF;
+            errno = error;
+        }
         if (count > 0)
             return 0;
         if (count < 0 && (errno != EINTR || *deadline >= 0 || !restarts()))
@@ -405,14 +432,17 @@ static int wait_for_connection(struct sock *sock, int fd, int64_t *deadline)
     }
 }
 
-static int accept_listening(struct sock *sock, int fd, struct sockaddr *address, socklen_t *length, int flags, bool plain)
+static int accept_listening(struct sock **held, int fd, struct sockaddr *address, socklen_t *length, int flags, bool plain)
 {
     int64_t deadline = 0;
+    (*held)->served = true;
     for (;;) {
-        int result = accept_any(sock, fd, address, length, flags, plain);
+        struct sock *sock = *held;
+        int result = sock_phase(sock) == SOCK_LISTENING ? accept_any(sock, fd, address, length, flags, plain)
+                                                        : accept_tcp(sock, fd, address, length, flags, plain);
         if (result != -EAGAIN || sock->nonblocking)
             return result;
-        result = wait_for_connection(sock, fd, &deadline);
+        result = wait_for_connection(held, fd, &deadline);
         if (result < 0)
             return result;
     }
@@ -434,14 +464,15 @@ int switch_accept(int fd, struct sockaddr *address, socklen_t *length, int flags
     if (flags & ~(SOCK_NONBLOCK | SOCK_CLOEXEC))
         result = -EINVAL;
     else if (sock_phase(sock) == SOCK_LISTENING)
-        result = accept_listening(sock, fd, address, length, flags, plain);
+        result = accept_listening(&sock, fd, address, length, flags, plain);
     else if (sock_phase(sock) == SOCK_CONNECTED)
         result = -EINVAL;
     else
         do
             result = accept_tcp(sock, fd, address, length, flags, plain);
         while (result == -ECONNABORTED && sock->strict);
-    sock_put(sock);
+    if (sock)
+        sock_put(sock);
     if (result < 0)
         return fail(-result);
     errno = saved;
@@ -468,7 +499,7 @@ static struct sock *adopt_native(int fd)
         sock->role = ROW_CONNECT;
         sock->companions[0].provider = native_providers[i];
         atomic_store(&sock->phase, SOCK_CONNECTED);
-        publish(fd, sock, native_providers[i]->id);
+        switch_publish(fd, sock);
         return sock;
     }
     return NULL;
@@ -536,6 +567,7 @@ int switch_shutdown(int fd, int how)
     } else {
         uint8_t listening = SOCK_LISTENING;
         if (how != SHUT_WR && atomic_compare_exchange_strong(&sock->phase, &listening, SOCK_DECIDING)) {
+            companion_silence(sock);
             companion_leave(sock, fd);
             result = real.shutdown(fd, how);
             atomic_store(&sock->phase, SOCK_FRESH);   /* a new listen() makes new companions */
@@ -553,12 +585,26 @@ int switch_close(int fd)
         return real.close(fd);
     if (hidden_is(fd))
         return fail(EBADF);
-    fdtable_drop(fd);                  /* first: the number may be another thread's as soon as it is closed */
-    return real.close(fd);
+    struct sock *sock = fdtable_get(fd);
+    /* The table first: the number may be another thread's as soon as it is closed. What the state holds goes last where
+     * it is a connection, whose port must not be free while its native name exists; else first, so that nobody connects
+     * to a companion whose listener is gone. */
+    fdtable_drop(fd);
+    bool late = sock && sock_phase(sock) == SOCK_CONNECTED;
+    if (sock && !late)
+        sock_put(sock);
+    int result = real.close(fd);
+    if (late) {
+        int saved = errno;
+        sock_put(sock);
+        errno = saved;
+    }
+    return result;
 }
 
 struct gap {
     unsigned from;
+    int flags;
     int result;
 };
 
@@ -570,20 +616,20 @@ static bool close_gap(int fd, struct sock *sock, void *context)
         return true;
     }
     if ((unsigned)fd > gap->from)
-        gap->result = real.close_range(gap->from, (unsigned)fd - 1, 0);
+        gap->result = real.close_range(gap->from, (unsigned)fd - 1, gap->flags);
     gap->from = (unsigned)fd + 1;
     return gap->result == 0;
 }
 
 int switch_close_range(unsigned first, unsigned last, int flags)
 {
-    if (!lifecycle_active || lifecycle_borrowed() || flags || first > last)   /* CLOEXEC: hidden ones are anyway */
+    if (!lifecycle_active || lifecycle_borrowed() || flags & ~CLOSE_RANGE_UNSHARE || first > last)   /* CLOEXEC: hidden ones are */
         return real.close_range(first, last, flags);
-    struct gap gap = {first, 0};
+    struct gap gap = {first, flags, 0};
     fdtable_each(first, last, close_gap, &gap);
     if (gap.result < 0)
         return -1;
-    return gap.from <= last && gap.from >= first ? real.close_range(gap.from, last, 0) : 0;
+    return gap.from <= last && gap.from >= first ? real.close_range(gap.from, last, flags) : 0;
 }
 
 void switch_duplicated(int from, int to)
@@ -626,17 +672,22 @@ int switch_fcntl(struct sock *sock, int fd, int command, long argument)
     }
 }
 
-static bool show_nonblocking(int fd, struct sock *sock, void *context)
+static bool hand_on(int fd, struct sock *sock, void *context)
 {
     (void)context;
-    if (sock_phase(sock) == SOCK_LISTENING && !sock->nonblocking && real.fcntl(fd, F_GETFD, 0) == 0)
+    if (sock_phase(sock) != SOCK_LISTENING || real.fcntl(fd, F_GETFD, 0) != 0)
+        return true;                   /* close-on-exec */
+    if (!sock->nonblocking)
         real.fcntl(fd, F_SETFL, real.fcntl(fd, F_GETFL, 0) & ~O_NONBLOCK);
+    /* Who has not served it so far hands it on, and the next program knows no companion: clients must not wait there. */
+    if (!sock->served)
+        companion_silence(sock);
     return true;
 }
 
 void switch_before_exec(void)
 {
     int saved = errno;
-    fdtable_each(0, ~0u, show_nonblocking, NULL);
+    fdtable_each(0, ~0u, hand_on, NULL);
     errno = saved;
 }

@@ -16,6 +16,8 @@ int switch_getsockname(int fd, struct sockaddr *address, socklen_t *length);
 int switch_getpeername(int fd, struct sockaddr *address, socklen_t *length);
 /* State for a native companion that this process did not make, with a reference; NULL for any other descriptor. */
 struct sock *switch_adopt(int fd);
+/* Writes the row of a decided socket where sanctl looks. */
+void switch_publish(int fd, const struct sock *sock);
 int switch_shutdown(int fd, int how);
 int switch_close(int fd);
 int switch_close_range(unsigned first, unsigned last, int flags);
