@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import select
 import socket
-from itertools import pairwise
 
 import pytest
 from world import LOOPBACK, World
