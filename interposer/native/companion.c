@@ -105,9 +105,9 @@ static uint32_t upper_ports(void)
 /* S12: a concrete address and port for a socket that connects unbound or bound to the wildcard. */
 static int concrete_local(struct sock *sock, int fd, const struct endpoint *source, struct endpoint *local)
 {
-    if (sock->bound) {
-        if (!local_of(fd, local) || !local->port)
-            return -REASON_NO_PORT;
+    if (sock->bound && !local_of(fd, local))
+        return -REASON_NO_PORT;
+    if (sock->bound && local->port) {
         if (endpoint_is_wildcard(local)) {
             memcpy(local->ip, source->ip, sizeof local->ip);
             local->scope = source->scope;
@@ -118,7 +118,13 @@ static int concrete_local(struct sock *sock, int fd, const struct endpoint *sour
         return -REASON_NO_PORT;
     struct sockaddr_storage address;
     socklen_t length = sizeof address;
-    endpoint_to_sockaddr(source, sock->family, (struct sockaddr *)&address, &length);
+    /* Bound already, to an address alone: IP_BIND_ADDRESS_NO_PORT, which would leave this bind without a port too. */
+    bool late = options_find(sock, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT);
+    int off = 0, on = 1;
+    endpoint_to_sockaddr(sock->bound && !endpoint_is_wildcard(local) ? local : source, sock->family,
+                         (struct sockaddr *)&address, &length);
+    if (late)
+        real.setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &off, sizeof off);
     bool narrowed = !options_find(sock, IPPROTO_IP, IP_LOCAL_PORT_RANGE);
     uint32_t range = upper_ports(), whole = 0;
     if (narrowed)
@@ -126,6 +132,8 @@ static int concrete_local(struct sock *sock, int fd, const struct endpoint *sour
     int bound = real.bind(fd, (struct sockaddr *)&address, length);
     if (narrowed)
         real.setsockopt(fd, IPPROTO_IP, IP_LOCAL_PORT_RANGE, &whole, sizeof whole);
+    if (late)
+        real.setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
     if (bound < 0) {                   /* the kernel has looked at every port, which takes it milliseconds */
         atomic_store_explicit(&no_port_until, netinfo_now() + NO_PORT_PAUSE_MS, memory_order_relaxed);
         return -REASON_NO_PORT;
@@ -296,6 +304,8 @@ int companion_listen(struct sock *sock, int fd, const struct verdict *verdict, i
         return -REASON_OPTIONS_LOST;
     if (sock->registrations_lost)
         return -REASON_EPOLL_LOST;
+    if (sock->fork_count != lifecycle_forks())
+        return -REASON_SHARED;         /* whoever shares it would not serve the companion */
     if (!local_of(fd, &sock->local) || !sock->local.port)
         return -REASON_ADDRESS;
     if (sock->family == AF_INET6) {

@@ -29,6 +29,8 @@ ssize_t data_send(int fd, const void *buffer, size_t size, int flags)
 
 ssize_t data_sendmsg(int fd, const struct msghdr *message, int flags)
 {
+    if (!message)
+        return real.sendmsg(fd, message, flags);
     struct msghdr copy = *message;
     copy.msg_name = NULL;              /* TCP ignores an address, and passes no descriptors */
     copy.msg_namelen = 0;
@@ -65,29 +67,41 @@ int data_sendmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags)
 /* TCP's MSG_TRUNC throws bytes away without copying them; AF_UNIX would copy. */
 static ssize_t discard(int fd, size_t size, int flags)
 {
-    char scratch[8192];
+    char scratch[4096];
     size_t done = 0;
+    int saved = errno;
     do {
         size_t want = size - done < sizeof scratch ? size - done : sizeof scratch;
         ssize_t got = real.recv(fd, scratch, want, done ? flags | MSG_DONTWAIT : flags);
+        if (got <= 0 && !done)
+            return got;
         if (got <= 0)
-            return done ? (ssize_t)done : got;
+            break;
         done += (size_t)got;
         if (flags & MSG_PEEK)
             break;
     } while (done < size);
+    errno = saved;
     return (ssize_t)done;
 }
 
 /* After the program's own SHUT_RD (which the kernel was not told, because the peer would get EPIPE): what is queued,
  * then end of file. */
-static ssize_t shut(const struct sock *sock, ssize_t result)
+static ssize_t received(struct sock *sock, int saved, ssize_t result)
 {
-    return sock->shut_read && result < 0 && (errno == EAGAIN || errno == EWOULDBLOCK) ? 0 : result;
+    if (result >= 0)
+        return result;
+    if (errno == ECONNRESET)
+        sock->shut_write = true;       /* both directions have ended: hang-ups are real from here on */
+    if (!sock->shut_read || errno != EAGAIN)
+        return result;
+    errno = saved;
+    return 0;
 }
 
 ssize_t data_recv(struct sock *sock, int fd, void *buffer, size_t size, int flags)
 {
+    int saved = errno;
     if (flags & MSG_ERRQUEUE) {
         errno = EAGAIN;
         return -1;
@@ -95,22 +109,36 @@ ssize_t data_recv(struct sock *sock, int fd, void *buffer, size_t size, int flag
     if (sock->shut_read)
         flags |= MSG_DONTWAIT;
     if (flags & MSG_TRUNC)
-        return shut(sock, discard(fd, size, flags & ~MSG_TRUNC));
-    return shut(sock, real.recv(fd, buffer, size, flags));
+        return received(sock, saved, discard(fd, size, flags & ~MSG_TRUNC));
+    return received(sock, saved, real.recv(fd, buffer, size, flags));
 }
 
 ssize_t data_recvmsg(struct sock *sock, int fd, struct msghdr *message, int flags)
 {
-    struct msghdr copy = *message;
     if (flags & MSG_ERRQUEUE) {
         errno = EAGAIN;
         return -1;
     }
+    if (!message)
+        return real.recvmsg(fd, message, flags);
+    struct msghdr copy = *message;
     copy.msg_name = NULL;
     copy.msg_namelen = 0;
     copy.msg_control = NULL;           /* descriptors that a peer sends are closed by the kernel */
     copy.msg_controllen = 0;
-    ssize_t result = shut(sock, real.recvmsg(fd, &copy, sock->shut_read ? flags | MSG_DONTWAIT : flags));
+    copy.msg_flags = 0;
+    int saved = errno;
+    ssize_t result;
+    flags |= sock->shut_read ? MSG_DONTWAIT : 0;
+    if (flags & MSG_TRUNC) {
+        size_t size = 0;
+        for (size_t i = 0; i < copy.msg_iovlen && copy.msg_iov; i++)
+            size += copy.msg_iov[i].iov_len;
+        result = discard(fd, size, flags & ~MSG_TRUNC);
+    } else {
+        result = real.recvmsg(fd, &copy, flags);
+    }
+    result = received(sock, saved, result);
     if (result >= 0) {
         message->msg_namelen = 0;
         message->msg_controllen = 0;
@@ -147,8 +175,7 @@ int data_recvmmsg(struct sock *sock, int fd, struct mmsghdr *messages, unsigned 
 
 ssize_t data_readv(struct sock *sock, int fd, const struct iovec *vector, int count)
 {
-    if (!sock->shut_read)
-        return real.readv(fd, vector, count);
     struct msghdr message = {.msg_iov = (struct iovec *)vector, .msg_iovlen = (size_t)count};
-    return shut(sock, real.recvmsg(fd, &message, MSG_DONTWAIT));
+    int saved = errno;
+    return received(sock, saved, sock->shut_read ? real.recvmsg(fd, &message, MSG_DONTWAIT) : real.readv(fd, vector, count));
 }

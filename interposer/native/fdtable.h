@@ -51,10 +51,10 @@ struct sock {
     uint8_t role;                      /* ROW_* of stats.h */
     bool bound, announce, shut_read, shut_write;   /* announce: connect() has yet to say 0 once */
     bool nonblocking;                  /* a listener: the program's view of O_NONBLOCK */
-    bool served;                       /* a listener: this process has waited or accepted on it */
+    _Atomic bool served;                    /* a listener: this process has waited or accepted on it */
     bool options_lost, registrations_lost, strict, v6only;
     uint8_t unfit;                     /* reason number of an option that keeps it on TCP */
-    uint8_t turn;                      /* a listener: how often the same side was served in a row */
+    _Atomic uint8_t turn;              /* a listener: how often the same side was served in a row */
     uint8_t reason;
     uint32_t rule;
     uint32_t fork_count;               /* lifecycle's, when the socket was made */

@@ -183,7 +183,7 @@ static int ask_listener(const struct endpoint *ep, struct netinfo_listener *out)
         address->scope = ep->scope;
     out->owner = message->idiag_uid;
     out->dual = false;
-    if (message->idiag_family != AF_INET && endpoint_is_wildcard(address)) {
+    if (message->idiag_family != AF_INET && endpoint_is_wildcard(address) && !endpoint_is_v4(address)) {
         int left = (int)(header->nlmsg_len - NLMSG_LENGTH(sizeof *message));
         struct rtattr *attribute = (struct rtattr *)(void *)(answer + NLMSG_LENGTH(sizeof *message));
         for (; RTA_OK(attribute, left); attribute = RTA_NEXT(attribute, left))

@@ -122,7 +122,6 @@ static bool native(int level, int name)
     case SO_LINGER:
     case SO_KEEPALIVE:
     case SO_OOBINLINE:
-    case SO_PRIORITY:
     case SO_COOKIE:
     case SO_NETNS_COOKIE:
     case SO_INCOMING_CPU: return true;
@@ -140,6 +139,8 @@ int options_set(struct sock *sock, int fd, int level, int name, const void *valu
 {
     int low, high;
     bool flag;
+    if ((int)length < 0)
+        return refuse(EINVAL);
     if (level == IPPROTO_TCP && (name == TCP_ULP || name == TCP_REPAIR))
         return refuse(name == TCP_ULP ? ENOENT : EPERM);   /* what a kernel without them says: programs fall back */
     if (level == SOL_SOCKET && name == SO_ZEROCOPY)
@@ -193,12 +194,18 @@ int options_get(struct sock *sock, int fd, int level, int name, void *value, soc
     bool flag;
     if (!length || !value)
         return refuse(EFAULT);
+    if ((int)*length < 0)
+        return refuse(EINVAL);
     if (level == SOL_SOCKET && name == SO_DOMAIN)
         return answer(value, length, sock->family);
     if (level == SOL_SOCKET && name == SO_PROTOCOL)
         return answer(value, length, IPPROTO_TCP);
-    if (native(level, name))
-        return real.getsockopt(fd, level, name, value, length);
+    if (native(level, name)) {
+        int result = real.getsockopt(fd, level, name, value, length);
+        if (result == 0 && name == SO_ERROR && *length >= 1 && *(uint8_t *)value == ECONNRESET)
+            sock->shut_write = true;   /* both directions have ended */
+        return result;
+    }
     const struct sock_option *recorded = options_find(sock, level, name);
     if (recorded && common(level, name, &low, &high, &flag)) {
         memcpy(&number, recorded->value, sizeof number);

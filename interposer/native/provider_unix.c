@@ -131,7 +131,7 @@ static bool take_endpoint(const char **at, const char *end, struct endpoint *ep)
             return false;              /* one spelling only */
         if (**at == '%') {
             (*at)++;
-            if (!take_number(at, end, UINT32_MAX, &ep->scope))
+            if (!take_number(at, end, UINT32_MAX, &ep->scope) || !ep->scope)
                 return false;
         }
     } else {
@@ -325,8 +325,8 @@ static int unix_bind(wsp_descriptor descriptor, const struct endpoint *local)
     return 0;
 }
 
-static const int supported[] = {SO_RCVTIMEO, SO_SNDTIMEO, SO_SNDBUF, SO_RCVBUF, SO_RCVLOWAT, SO_LINGER,
-                                SO_PRIORITY, SO_KEEPALIVE, SO_OOBINLINE};
+static const int supported[] = {SO_RCVTIMEO, SO_SNDTIMEO, SO_SNDBUF, SO_RCVBUF, SO_RCVLOWAT, SO_LINGER, SO_KEEPALIVE,
+                                SO_OOBINLINE};
 
 static bool unix_supports(int level, int name)
 {

@@ -205,6 +205,8 @@ static void leave(struct sock *sock, struct sock_registration *registration)
 
 int readiness_adopt_listener(struct sock *sock)
 {
+    hidden_close(sock->epoll);         /* of an earlier listen() on the same socket */
+    sock->epoll = -1;
     for (int i = 0; i < SOCK_REGISTRATIONS; i++) {
         struct sock_registration *registration = &sock->registrations[i];
         if (registration->epfd < 0)
@@ -250,18 +252,21 @@ static int ctl_listener(struct sock *sock, int epfd, int operation, int fd, stru
 {
     struct sock_registration *known = find(sock, epfd, fd);
     int via = known ? known->via : fd;
+    int saved = errno;
     sock->served = true;
     if (operation == EPOLL_CTL_ADD) {
-        if (known && via == fd) {      /* stands there itself, with EPOLLEXCLUSIVE: the kernel says EEXIST */
-            if (real.epoll_ctl(epfd, operation, fd, event) < 0)
+        if (known) {                   /* the kernel says EEXIST, unless it was another epoll of that number */
+            if (real.epoll_ctl(epfd, operation, via, event) < 0)
                 return -1;
-            real.epoll_ctl(epfd, EPOLL_CTL_DEL, fd, NULL);   /* it was another epoll of that number */
+            real.epoll_ctl(epfd, EPOLL_CTL_DEL, via, NULL);
         }
         int error = join(sock, epfd, fd, event, &via);
         if (error == -EINVAL || error == -ELOOP || error == -EMFILE || error == -EAGAIN) {
             int result = real.epoll_ctl(epfd, operation, fd, event);
-            if (result == 0)           /* it was the companions that stood in the way */
+            if (result == 0) {         /* it was the companions that stood in the way */
                 companion_give_up(sock, fd, REASON_EPOLL_LIMIT);
+                errno = saved;
+            }
             return result;
         }
         if (error) {
@@ -273,6 +278,7 @@ static int ctl_listener(struct sock *sock, int epfd, int operation, int fd, stru
             leave(sock, &lost);
             companion_give_up(sock, fd, REASON_EPOLL_LOST);
         }
+        errno = saved;
         return 0;
     }
     if (operation == EPOLL_CTL_DEL && known && via == fd)
@@ -284,6 +290,8 @@ static int ctl_listener(struct sock *sock, int epfd, int operation, int fd, stru
         result = real.epoll_ctl(epfd, operation, sock->epoll, event);
     if (result < 0 && errno == ENOENT && sock->epoll_old >= 0)
         result = real.epoll_ctl(epfd, operation, sock->epoll_old, event);
+    if (result == 0)
+        errno = saved;
     if (result == 0 && known) {
         if (operation == EPOLL_CTL_DEL)
             forget(sock, epfd, fd);
@@ -327,19 +335,32 @@ static bool is_listener(int fd)
     return sock && sock_phase(sock) == SOCK_LISTENING;
 }
 
-/* The kernel adds POLLHUP when the peer of an AF_UNIX socket has closed; TCP only when both directions are shut. */
-static void mask_hangups(struct pollfd *fds, nfds_t count)
+/* Has the program shut its reading side? The kernel was not told (data.c), so it shows nothing. */
+static bool is_shut(int fd)
 {
-    for (nfds_t i = 0; i < count; i++) {
-        if ((fds[i].revents & (POLLHUP | POLLERR)) != POLLHUP || fds[i].revents == POLLHUP)
-            continue;
-        struct sock *sock = fdtable_companion(fds[i].fd);
-        if (sock && !sock->shut_write)
-            fds[i].revents &= (short)~POLLHUP;
-    }
+    struct sock *sock = fdtable_companion(fd);
+    return sock && sock->shut_read;
 }
 
-static int poll_listeners(struct pollfd *fds, nfds_t count, const struct timespec *timeout, const sigset_t *mask)
+/* The kernel adds POLLHUP when the peer of an AF_UNIX socket has closed; TCP only when both directions are shut. Where
+ * nothing else is shown it stays, unless the call does not wait: it could not go on waiting without it. */
+static int mask_hangups(struct pollfd *fds, nfds_t count, int ready, bool waits)
+{
+    for (nfds_t i = 0; i < count; i++) {
+        if (!(fds[i].revents & (POLLHUP | POLLERR)))
+            continue;
+        struct sock *sock = fdtable_companion(fds[i].fd);
+        if (sock && fds[i].revents & POLLERR)
+            sock->shut_write = true;   /* reset: both directions have ended */
+        if (!sock || sock->shut_write || (waits && fds[i].revents == POLLHUP))
+            continue;
+        fds[i].revents &= (short)~POLLHUP;
+        ready -= !fds[i].revents;
+    }
+    return ready;
+}
+
+static int poll_with_help(struct pollfd *fds, nfds_t count, const struct timespec *timeout, const sigset_t *mask)
 {
     struct pollfd few[64], *copy = few;
     size_t size = count * sizeof *fds;
@@ -350,52 +371,61 @@ static int poll_listeners(struct pollfd *fds, nfds_t count, const struct timespe
             return -1;
         }
     }
+    static const struct timespec now;
+    const short ended = POLLIN | POLLRDNORM | POLLRDHUP;
     for (nfds_t i = 0; i < count; i++) {
         int via = stand_in(fds[i].fd);
         copy[i] = fds[i];
+        if (fds[i].events & ended && is_shut(fds[i].fd))
+            timeout = &now;
         if (via != fds[i].fd) {
             copy[i].fd = via;
             copy[i].events = fds[i].events & (POLLIN | POLLRDNORM);
         }
     }
     int result = real.ppoll(copy, count, timeout, mask), saved = errno;
-    for (nfds_t i = 0; result >= 0 && i < count; i++)
+    for (nfds_t i = 0; result >= 0 && i < count; i++) {
         fds[i].revents = copy[i].revents;
+        if (copy[i].fd != fds[i].fd && copy[i].revents && !is_listener(fds[i].fd)) {   /* shut down meanwhile */
+            fds[i].revents = 0;
+            real.poll(&fds[i], 1, 0);
+        }
+        if (fds[i].events & ended && is_shut(fds[i].fd)) {
+            result += !fds[i].revents;
+            fds[i].revents |= fds[i].events & ended;
+        }
+    }
     if (copy != few)
         munmap(copy, size);
     errno = saved;
     return result;
 }
 
-static bool polls_listener(const struct pollfd *fds, nfds_t count)
+static bool needs_help(const struct pollfd *fds, nfds_t count)
 {
     for (nfds_t i = 0; i < count; i++)
-        if (is_listener(fds[i].fd))
+        if (is_listener(fds[i].fd) || is_shut(fds[i].fd))
             return true;
     return false;
 }
 
 int readiness_ppoll(struct pollfd *fds, nfds_t count, const struct timespec *timeout, const sigset_t *mask)
 {
-    int result = polls_listener(fds, count) ? poll_listeners(fds, count, timeout, mask)
+    int result = needs_help(fds, count) ? poll_with_help(fds, count, timeout, mask)
                                             : real.ppoll(fds, count, timeout, mask);
-    if (result > 0)
-        mask_hangups(fds, count);
-    return result;
+    return result > 0 ? mask_hangups(fds, count, result, !timeout || timeout->tv_sec || timeout->tv_nsec) : result;
 }
 
 int readiness_poll(struct pollfd *fds, nfds_t count, int timeout)
 {
     int result;
-    if (polls_listener(fds, count)) {
+    if (needs_help(fds, count)) {
         struct timespec limit = {timeout / 1000, timeout % 1000 * 1000000L};
-        result = poll_listeners(fds, count, timeout < 0 ? NULL : &limit, NULL);
+        result = poll_with_help(fds, count, timeout < 0 ? NULL : &limit, NULL);
     } else {
         result = real.poll(fds, count, timeout);
     }
-    if (result > 0)
-        mask_hangups(fds, count);
-    return result;
+    return result > 0 ? mask_hangups(fds, count, result, timeout != 0) : result;
 }
 
 /* --- select --- */
@@ -413,7 +443,7 @@ bool readiness_selects(int count, const fd_set *in, const fd_set *out, const fd_
         unsigned long bits = word(in, first / WORD_BITS) | word(out, first / WORD_BITS) | word(except, first / WORD_BITS);
         for (; bits; bits &= bits - 1) {
             int fd = first + __builtin_ctzl(bits);
-            if (fd < count && is_listener(fd))
+            if (fd < count && (is_listener(fd) || is_shut(fd)))
                 return true;
         }
     }

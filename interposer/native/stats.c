@@ -412,10 +412,10 @@ void stats_row_clear(int fd)
 {
     struct stats_page *p = atomic_load_explicit(&page, memory_order_acquire);
 
-    /* A forked child that only closes what it inherited needs no page of its own. */
-    if (!p || !has_row(fd) || !ready())
+    if (!p || !has_row(fd) || row_role(p, fd) == ROW_FREE)
         return;
-    if (row_role(p, fd) != ROW_FREE)
+    p = get();
+    if (p && row_role(p, fd) != ROW_FREE)
         atomic_store_explicit(&((struct stats_row *)row_words(p, fd))->role, ROW_FREE, memory_order_release);
 }
 

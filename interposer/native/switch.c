@@ -294,8 +294,9 @@ static int accept_companion(struct sock *listener, int index, struct sockaddr *a
     sock->local = local;
     sock->remote = peer;
     sock->companions[0].provider = listener->companions[index].provider;
-    sock->noptions = listener->noptions;
-    memcpy(sock->options, listener->options, sizeof *sock->options * listener->noptions);
+    for (int i = 0; i < listener->noptions; i++)   /* TCP's accept() leaves the priority behind */
+        if (listener->options[i].level != SOL_SOCKET || listener->options[i].name != SO_PRIORITY)
+            sock->options[sock->noptions++] = listener->options[i];
     atomic_store(&sock->phase, SOCK_CONNECTED);
     stats_connection(sock->companions[0].provider->id);
     switch_publish(fd, sock);
@@ -515,6 +516,13 @@ struct sock *switch_adopt(int fd)
     return sock;
 }
 
+/* The peer has closed after the program's own SHUT_WR: TCP would not know it any more. */
+static bool is_over(const struct sock *sock, int fd)
+{
+    struct pollfd look = {fd, 0, 0};
+    return sock->shut_write && !sock->shut_read && real.poll(&look, 1, 0) == 1 && look.revents & POLLHUP;
+}
+
 static int name(int fd, struct sockaddr *address, socklen_t *length, bool peer)
 {
     struct sock *sock = fdtable_companion(fd) ? fdtable_get(fd) : NULL;
@@ -527,7 +535,9 @@ static int name(int fd, struct sockaddr *address, socklen_t *length, bool peer)
         *length = room;
     }
     int result = 0;
-    if (!length || !address)
+    if (peer && is_over(sock, fd))
+        result = fail(ENOTCONN);
+    else if (!length || !address)
         result = fail(EFAULT);
     else if ((int)*length < 0)
         result = fail(EINVAL);
@@ -556,20 +566,23 @@ int switch_shutdown(int fd, int how)
         return real.shutdown(fd, how);
     int result;
     if (sock_phase(sock) == SOCK_CONNECTED) {
-        if (how == SHUT_RD && !sock->shut_write) {   /* told to the kernel, it would give the peer EPIPE */
-            sock->shut_read = true;
+        if (is_over(sock, fd)) {
+            result = fail(ENOTCONN);
+        } else if (how == SHUT_RD && !sock->shut_write) {   /* told to the kernel, it would give the peer EPIPE */
             result = 0;
         } else {
             result = real.shutdown(fd, sock->shut_read && how == SHUT_WR ? SHUT_RDWR : how);
         }
         if (result == 0 && how != SHUT_RD)
             sock->shut_write = true;
+        if (result == 0 && how != SHUT_WR)
+            sock->shut_read = true;
     } else {
         uint8_t listening = SOCK_LISTENING;
         if (how != SHUT_WR && atomic_compare_exchange_strong(&sock->phase, &listening, SOCK_DECIDING)) {
+            result = real.shutdown(fd, how);   /* first: who the companions wake looks at the listener */
             companion_silence(sock);
             companion_leave(sock, fd);
-            result = real.shutdown(fd, how);
             atomic_store(&sock->phase, SOCK_FRESH);   /* a new listen() makes new companions */
         } else {
             result = real.shutdown(fd, how);
