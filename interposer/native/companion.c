@@ -413,12 +413,9 @@ void companion_give_up(struct sock *sock, int fd, int reason)
 void companion_dispose(struct sock *sock)
 {
     close_companions(sock);
-    for (int i = 0; i < SOCK_REGISTRATIONS; i++) {
-        struct sock_registration *registration = &sock->registrations[i];
-        if (registration->epfd >= 0 && registration->via != registration->fd && registration->via != sock->epoll &&
-            registration->via != sock->epoll_old)
-            hidden_close(registration->via);
-    }
+    for (int i = 0; i < SOCK_REGISTRATIONS; i++)
+        if (sock->registrations[i].epfd >= 0 && sock->registrations[i].owned)
+            hidden_close(sock->registrations[i].via);
     hidden_close(sock->epoll);
     hidden_close(sock->epoll_old);
     hidden_close(atomic_exchange(&sock->shadow, -1));

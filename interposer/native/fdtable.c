@@ -267,9 +267,8 @@ void hidden_close(int fd)
     if (fd < 0)
         return;
     int saved = errno;
-    if (hidden_is(fd)) {
-        atomic_store(entry(fd), NULL);
+    struct sock *expected = &hidden;   /* of two threads one closes */
+    if (hidden_is(fd) && atomic_compare_exchange_strong(entry(fd), &expected, NULL))
         real.close(fd);
-    }
     errno = saved;
 }

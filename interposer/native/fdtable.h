@@ -27,10 +27,11 @@ struct sock_option {
     uint8_t value[SOCK_OPTION_SIZE];
 };
 
-/* One registration of an alias with an epoll: which descriptor stands there for it (the alias itself, or a private
- * epoll), and what the program gave. */
+/* One registration of an alias with an epoll: which descriptor stands there for it (the alias itself, the private epoll,
+ * or a duplicate of that which this registration owns), and what the program gave. */
 struct sock_registration {
     int epfd, fd, via;                 /* epfd < 0: free */
+    bool owned;
     uint32_t events;
     uint64_t data;
 };

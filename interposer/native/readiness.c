@@ -59,15 +59,15 @@ static struct sock_registration *find(struct sock *sock, int epfd, int fd)
     return NULL;
 }
 
-static bool record(struct sock *sock, int epfd, int fd, int via, const struct epoll_event *event)
+static bool record(struct sock *sock, const struct sock_registration *registration)
 {
     if (!sock_lock(sock))
         return false;
-    struct sock_registration *place = find(sock, epfd, fd);
+    struct sock_registration *place = find(sock, registration->epfd, registration->fd);
     if (!place)
         place = find(sock, -1, -1);
     if (place)
-        *place = (struct sock_registration){epfd, fd, via, event->events, event->data.u64};
+        *place = *registration;
     sock_unlock(sock);
     return place;
 }
@@ -78,7 +78,7 @@ static void forget(struct sock *sock, int epfd, int fd)
     if (sock_lock(sock)) {
         struct sock_registration *place = find(sock, epfd, fd);
         if (place) {
-            if (place->via != fd && place->via != sock->epoll && place->via != sock->epoll_old)
+            if (place->owned)
                 via = place->via;
             place->epfd = -1;
         }
@@ -155,13 +155,15 @@ void readiness_after_swap(struct sock *sock)
 }
 
 /* Registers a listener with one of the program's epolls; -errno leaves nothing behind. */
-static int join(struct sock *sock, int epfd, int fd, const struct epoll_event *event, int *via)
+static int join(struct sock *sock, struct sock_registration *registration)
 {
-    *via = fd;
-    if (event->events & EPOLLEXCLUSIVE) {   /* must stay with the sockets themselves, to wake one process of many */
-        int error = add(epfd, fd, event->events, event->data.u64);
+    int epfd = registration->epfd, fd = registration->fd;
+    registration->via = fd;
+    registration->owned = false;
+    if (registration->events & EPOLLEXCLUSIVE) {   /* must stay with the sockets themselves, to wake one process of many */
+        int error = add(epfd, fd, registration->events, registration->data);
         for (int i = 0; !error && i < sock->ncompanions; i++) {
-            error = add(epfd, companion_poll_fd(sock, i), event->events, event->data.u64);
+            error = add(epfd, companion_poll_fd(sock, i), registration->events, registration->data);
             if (error) {
                 while (--i >= 0)
                     real.epoll_ctl(epfd, EPOLL_CTL_DEL, companion_poll_fd(sock, i), NULL);
@@ -173,19 +175,22 @@ static int join(struct sock *sock, int epfd, int fd, const struct epoll_event *e
     int private = readiness_private_epoll(sock, fd);
     if (private < 0)
         return private;
-    struct sock_registration *other = NULL;
+    bool taken = false;
     for (int i = 0; i < SOCK_REGISTRATIONS; i++)
-        if (sock->registrations[i].epfd == epfd && sock->registrations[i].via == private && sock->registrations[i].fd != fd)
-            other = &sock->registrations[i];
-    if (other) {                       /* one epoll holds one descriptor once: another alias needs its own */
+        taken |= sock->registrations[i].epfd == epfd && sock->registrations[i].via == private &&
+                 sock->registrations[i].fd != fd;
+    if (taken) {                       /* one epoll holds one descriptor once: another alias needs its own */
         private = hidden_dup(private);
         if (private < 0)
             return -EMFILE;
     }
-    int error = add(epfd, private, event->events, event->data.u64);
-    if (error && other)
+    int error = add(epfd, private, registration->events, registration->data);
+    if (error && taken)
         hidden_close(private);
-    *via = private;
+    if (!error) {
+        registration->via = private;
+        registration->owned = taken;
+    }
     return error;
 }
 
@@ -198,8 +203,9 @@ static void leave(struct sock *sock, struct sock_registration *registration)
     }
     if (take_out(registration))
         add(registration->epfd, registration->fd, registration->events, registration->data);
-    if (registration->via != sock->epoll && registration->via != sock->epoll_old)
+    if (registration->owned)
         hidden_close(registration->via);
+    registration->owned = false;
     registration->via = registration->fd;
 }
 
@@ -211,16 +217,12 @@ int readiness_adopt_listener(struct sock *sock)
         struct sock_registration *registration = &sock->registrations[i];
         if (registration->epfd < 0)
             continue;
-        struct sock_registration old = *registration;
         if (!take_out(registration)) {
             registration->epfd = -1;
             continue;
         }
-        struct epoll_event event = {registration->events, {.u64 = registration->data}};
-        int error = join(sock, registration->epfd, registration->fd, &event, &registration->via);
-        if (error) {
-            add(old.epfd, old.fd, event.events, old.data);
-            registration->via = registration->fd;
+        if (join(sock, registration) < 0) {
+            add(registration->epfd, registration->fd, registration->events, registration->data);
             return -REASON_EPOLL_LIMIT;
         }
     }
@@ -243,7 +245,7 @@ static int ctl_fresh(struct sock *sock, int epfd, int operation, int fd, struct 
         return result;
     if (operation == EPOLL_CTL_DEL)
         forget(sock, epfd, fd);
-    else if (!record(sock, epfd, fd, fd, event))
+    else if (!record(sock, &(struct sock_registration){epfd, fd, fd, false, event->events, event->data.u64}))
         sock->registrations_lost = true;
     return result;
 }
@@ -251,7 +253,12 @@ static int ctl_fresh(struct sock *sock, int epfd, int operation, int fd, struct 
 static int ctl_listener(struct sock *sock, int epfd, int operation, int fd, struct epoll_event *event)
 {
     struct sock_registration *known = find(sock, epfd, fd);
-    int via = known ? known->via : fd;
+    struct sock_registration now = {.epfd = epfd, .fd = fd, .via = known ? known->via : fd, .owned = known && known->owned};
+    int via = now.via;
+    if (event) {
+        now.events = event->events;
+        now.data = event->data.u64;
+    }
     int saved = errno;
     sock->served = true;
     if (operation == EPOLL_CTL_ADD) {
@@ -260,7 +267,9 @@ static int ctl_listener(struct sock *sock, int epfd, int operation, int fd, stru
                 return -1;
             real.epoll_ctl(epfd, EPOLL_CTL_DEL, via, NULL);
         }
-        int error = join(sock, epfd, fd, event, &via);
+        if (now.owned)
+            hidden_close(via);
+        int error = join(sock, &now);
         if (error == -EINVAL || error == -ELOOP || error == -EMFILE || error == -EAGAIN) {
             int result = real.epoll_ctl(epfd, operation, fd, event);
             if (result == 0) {         /* it was the companions that stood in the way */
@@ -273,9 +282,8 @@ static int ctl_listener(struct sock *sock, int epfd, int operation, int fd, stru
             errno = -error;
             return -1;
         }
-        if (!record(sock, epfd, fd, via, event)) {
-            struct sock_registration lost = {epfd, fd, via, event->events, event->data.u64};
-            leave(sock, &lost);
+        if (!record(sock, &now)) {
+            leave(sock, &now);
             companion_give_up(sock, fd, REASON_EPOLL_LOST);
         }
         errno = saved;
@@ -296,7 +304,7 @@ static int ctl_listener(struct sock *sock, int epfd, int operation, int fd, stru
         if (operation == EPOLL_CTL_DEL)
             forget(sock, epfd, fd);
         else
-            record(sock, epfd, fd, via, event);
+            record(sock, &now);
     }
     return result;
 }
