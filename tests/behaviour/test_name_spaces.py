@@ -48,6 +48,20 @@ def test_socket_from_before(san: World) -> None:
     assert sum(dict(stats.process(san.client.pid).reasons).values()) == 1
 
 
+def test_socket_from_before_beside_a_twin(san: World) -> None:
+    """X9, O1: the same, with a companion at the same address in the new name space: it is not taken."""
+    listener, address = san.listener()
+    fd = san.client.socket()
+    leave(san.client)
+    san.listener(san.client, port=address[1])
+    assert san.client.connect(fd, address) == 0
+    assert not companion_name(san.client, fd)
+    accepted, _ = san.server.accept(listener)
+    san.client.send(fd, b"across")
+    assert san.server.recv(accepted, 10) == b"across"
+    assert dict(stats.process(san.client.pid).reasons) == {"NETNS": 1}
+
+
 def test_listener_from_before(san: World) -> None:
     """X9: a listener of the old name space that listens after unshare() serves there by TCP."""
     fd = san.server.socket()

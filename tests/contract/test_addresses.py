@@ -26,6 +26,7 @@ REUSEADDR = (socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         ("127.0.0.1", "::ffff:127.0.0.1"),
         ("::ffff:127.0.0.1", "127.0.0.1"),
         ("::ffff:127.0.0.1", "::ffff:127.0.0.1"),
+        ("::ffff:0.0.0.0", "127.0.0.1"),
     ],
 )
 def test_names(world: World, bound: str, to: str) -> None:

@@ -14,6 +14,55 @@ DONTWAIT, NOSIGNAL = socket.MSG_DONTWAIT, socket.MSG_NOSIGNAL
 ALL = select.POLLIN | select.POLLOUT | select.POLLPRI | 0x2000
 
 
+def test_half_close_by_client(world: World) -> None:
+    """T9, S28: after SHUT_WR the other direction goes on; events on both sides at each step."""
+    client, server = world.client, world.server
+    fd, accepted = world.pair()
+    client.send(fd, b"request")
+    assert client.shutdown(fd, socket.SHUT_WR) == 0
+    client.send(fd, b"x", NOSIGNAL)
+    client.poll([(fd, ALL)], 100)
+    assert server.poll([(accepted, select.POLLIN | 0x2000)], 2000)[0] == 1
+    client.raw("usleep", 20000)
+    server.poll([(accepted, ALL)], 100)
+    assert server.recv(accepted, 50) == b"request"
+    assert server.recv(accepted, 50) == b""
+    assert server.recv(accepted, 50) == b""
+    assert server.send(accepted, b"response") == 8
+    assert client.recv(fd, 50) == b"response"
+    client.poll([(fd, ALL)], 0)
+    server.shutdown(accepted, socket.SHUT_WR)
+    assert client.recv(fd, 50) == b""
+    client.poll([(fd, ALL)], 100)
+    server.poll([(accepted, ALL)], 100)
+    client.shutdown(fd, socket.SHUT_RD)
+    client.close(fd)
+    server.poll([(accepted, ALL)], 100)
+    server.recv(accepted, 5)
+    server.send(accepted, b"x", NOSIGNAL)
+    server.close(accepted)
+
+
+def test_shutdown_read(world: World) -> None:
+    """T9: after SHUT_RD recv gives end of file, what the peer sends can still be read, and the peer may send."""
+    client, server = world.client, world.server
+    fd, accepted = world.pair()
+    assert server.shutdown(accepted, socket.SHUT_RD) == 0
+    assert server.recv(accepted, 5) == b""
+    server.poll([(accepted, ALL)], 0)
+    assert client.send(fd, b"late") == 4
+    client.raw("usleep", 20000)
+    assert server.recv(accepted, 5) == b"late"
+    assert server.recv(accepted, 5) == b""
+    assert server.read(accepted, 5) == b""
+    assert server.readv(accepted, [2, 3]) == b""
+    assert server.recvmsg(accepted, [5])[0] == b""
+    assert server.send(accepted, b"still") == 5
+    assert client.recv(fd, 10) == b"still"
+    assert client.send(fd, b"more") == 4
+    client.poll([(fd, ALL)], 0)
+
+
 def test_shutdown_both_wakes(world: World) -> None:
     """T9: SHUT_RDWR in one thread wakes another's recv."""
     client, server = world.client, world.server
@@ -26,6 +75,27 @@ def test_shutdown_both_wakes(world: World) -> None:
     assert client.recv(fd, 5) == b""
     server.poll([(accepted, ALL)], 100)
     server.send(accepted, b"x", NOSIGNAL)
+
+
+def test_shutdown_order(world: World) -> None:
+    """T9: SHUT_RD then SHUT_WR, SHUT_WR then SHUT_RD, twice the same, a bad word."""
+    for first, second in ((0, 1), (1, 0), (2, 2), (1, 1), (0, 0)):
+        client, server = world.client, world.server
+        fd, accepted = world.pair()
+        client.shutdown(fd, first)
+        client.shutdown(fd, second)
+        client.poll([(fd, ALL)], 100)
+        client.recv(fd, 5, DONTWAIT)
+        client.send(fd, b"x", NOSIGNAL)
+        client.raw("usleep", 20000)
+        server.recv(accepted, 5, DONTWAIT)
+        client.close(fd)
+        server.close(accepted)
+    fd, accepted = world.pair()
+    client.shutdown(fd, 7)
+    fresh = client.socket()
+    client.shutdown(fresh, 2)
+    client.shutdown(999, 2)
 
 
 def test_graceful(world: World) -> None:
@@ -53,6 +123,22 @@ def test_process_ends(world: World, how: str) -> None:
     server.raw("usleep", 20000)
     assert server.recv(accepted, 50) == b"last"
     assert server.recv(accepted, 50) == b""
+
+
+def test_close_with_unread_data(world: World) -> None:
+    """T9, S28: the peer of who closed with unread data gets ECONNRESET once, then end of file and EPIPE."""
+    client, server = world.client, world.server
+    fd, accepted = world.pair()
+    client.send(fd, b"never read")
+    assert server.poll([(accepted, select.POLLIN)], 2000)[0] == 1
+    server.close(accepted)
+    client.raw("usleep", 20000)
+    client.poll([(fd, ALL)], 2000)
+    assert client.recv(fd, 50) == "ECONNRESET"
+    assert client.recv(fd, 50) == b""
+    client.poll([(fd, ALL)], 100)
+    assert client.send(fd, b"x", NOSIGNAL) == "EPIPE"
+    assert client.getsockopt(fd, socket.SOL_SOCKET, socket.SO_ERROR) == 0
 
 
 def test_reset_seen_by_send(world: World) -> None:
@@ -172,6 +258,32 @@ def test_close_twice(world: World) -> None:
     assert client.getsockname(fd) == "EBADF"
     assert client.send(fd, b"x") == "EBADF"
     assert client.getsockopt(fd, socket.SOL_SOCKET, 3) == "EBADF"
+
+
+def test_events_after_peer_closed(world: World) -> None:
+    """T2, D1: poll, select and epoll after the peer's close, with bytes to read and without."""
+    client, server = world.client, world.server
+    fd, accepted = world.pair()
+    epfd = client.epoll_create()
+    client.epoll_ctl(epfd, 1, fd, ALL)
+    server.send(accepted, b"bytes")
+    server.close(accepted)
+    client.raw("usleep", 20000)
+    client.poll([(fd, ALL)], 1000)
+    client.poll([(fd, ALL)], 1000, "ppoll")
+    client.poll([(fd, 0)], 0)
+    client.poll([(fd, select.POLLIN)], 0)
+    client.poll([(fd, select.POLLOUT)], 0)
+    client.select(fd + 1, [fd], [fd], [fd])
+    client.epoll_wait(epfd, 100)
+    client.recv(fd, 50)
+    client.poll([(fd, ALL)], 1000)
+    client.select(fd + 1, [fd], [fd], [fd])
+    client.epoll_wait(epfd, 100)
+    client.recv(fd, 50)
+    client.shutdown(fd, socket.SHUT_WR)
+    client.poll([(fd, ALL)], 1000)
+    client.poll([(fd, 0)], 0)
 
 
 def test_listener_closed_with_waiting_clients(world: World) -> None:

@@ -134,6 +134,25 @@ def test_waitall(world: World) -> None:
     assert server.recv(accepted, 8, WAITALL) == b""
 
 
+def test_truncate(world: World) -> None:
+    """T7: MSG_TRUNC throws bytes away and leaves the buffer alone."""
+    client, server = world.client, world.server
+    fd, accepted = world.pair()
+    client.send(fd, b"0123456789")
+    arrive(world, accepted)
+    assert server.recv(accepted, 4, TRUNC) == (4, bytes(4))
+    assert server.recv(accepted, 2) == b"45"
+    server.recv(accepted, 3, TRUNC | PEEK)
+    assert server.recv(accepted, 2) == b"67"
+    assert server.recv(accepted, 40, TRUNC) == (2, bytes(40))
+    assert server.recv(accepted, 4, TRUNC | DONTWAIT) == "EAGAIN"
+    client.send(fd, b"x" * 20000)
+    client.send(fd, b"end")
+    world.client.raw("usleep", 20000)
+    assert server.call("recv", accepted, None, 20000, TRUNC) == 20000
+    assert server.recv(accepted, 10) == b"end"
+
+
 @pytest.mark.parametrize(
     "extra", [DONTWAIT, NOSIGNAL, MORE, socket.MSG_DONTROUTE, 0x4000000, 0x10, 0x800, 0x1, 0x40, 0x80000000]
 )
@@ -151,7 +170,7 @@ def test_send_flags(world: World, extra: int) -> None:
     server.recv(accepted, 50)
 
 
-@pytest.mark.parametrize("flag", [ERRQUEUE, 0x100, CMSG_CLOEXEC, 0x10000, socket.MSG_DONTROUTE])
+@pytest.mark.parametrize("flag", [ERRQUEUE, 0x20, 0x100, CMSG_CLOEXEC, 0x10000, socket.MSG_DONTROUTE])
 def test_receive_flags(world: World, flag: int) -> None:
     """T7: recv and recvmsg with uncommon flags."""
     client, server = world.client, world.server
@@ -283,6 +302,28 @@ def test_send_timeout(world: World) -> None:
         pass
     client.note("send", "much", answer.value)
     assert answer.value == "EAGAIN"
+
+
+def test_bad_arguments(world: World) -> None:
+    """T12: EFAULT, EINVAL, EBADF, EMSGSIZE of the calls that move data."""
+    client, server = world.client, world.server
+    fd, accepted = world.pair()
+    client.call("send", fd, 8, 5, 0)
+    client.call("write", fd, 8, 5)
+    client.call("send", 999, Buffer(b"x"), 1, 0)
+    client.call("sendmsg", fd, None, 0)
+    client.call("recvmsg", fd, None, DONTWAIT)
+    client.call("writev", fd, Buffer(bytes(16)), -1)
+    client.call("writev", fd, Buffer(bytes(16)), 2000)
+    client.call("readv", fd, Buffer(bytes(16)), -1)
+    client.call("writev", fd, 8, 1)
+    client.send(fd, b"x")
+    arrive(world, accepted)
+    server.call("recv", accepted, 8, 5, 0)
+    server.call("read", accepted, 8, 5)
+    server.recv(accepted, 5)
+    client.call("lseek", fd, 0, 0)
+    client.call("pread", fd, Buffer(bytes(5)), 5, 0)
 
 
 def test_sendfile(world: World) -> None:

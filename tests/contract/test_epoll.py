@@ -187,6 +187,26 @@ def test_two_epolls(world: World) -> None:
     server.epoll_wait(one, 100)
 
 
+def test_aliases_in_one_epoll(world: World) -> None:
+    """T2, T3: a listener and its duplicate in one epoll are two registrations."""
+    server = world.server
+    epfd = server.epoll_create()
+    listener, address = prepared(world, epfd, "listening", IN)
+    copy = server.dup(listener)
+    server.epoll_ctl(epfd, ADD, copy, IN)
+    server.epoll_ctl(epfd, ADD, copy, IN)
+    fd = come(world, address)
+    events = server.epoll_wait(epfd, 2000)
+    assert sorted(events) == [(listener, "IN"), (copy, "IN")]
+    accepted, _ = server.accept(copy)
+    world.proves(fd, accepted)
+    server.epoll_ctl(epfd, DEL, copy)
+    come(world, address)
+    server.epoll_wait(epfd, 2000)
+    server.close(copy)
+    server.epoll_wait(epfd, 0)
+
+
 def test_alias_connected(world: World) -> None:
     """T2, T3: a socket and its duplicate, both registered before connect by one of them."""
     client, server = world.client, world.server
@@ -223,6 +243,23 @@ def test_nested(world: World) -> None:
     accepted, _ = server.accept(listener)
     world.proves(fd, accepted)
     server.epoll_wait(outer, 0)
+
+
+def test_nested_deep(world: World) -> None:
+    """T2: as many levels as TCP allows, and its error for one more; the listener serves all the same."""
+    world.tcp_only()
+    server = world.server
+    listener, address = world.listener()
+    epolls = [server.epoll_create() for _ in range(7)]
+    for level in range(6):
+        server.epoll_ctl(epolls[level + 1], ADD, epolls[level], IN)
+    for epfd in epolls:
+        server.epoll_ctl(epfd, ADD, listener, IN)
+    fd = come(world, address)
+    server.epoll_wait(epolls[0], 2000)
+    accepted, _ = server.accept(listener)
+    world.client.send(fd, b"x")
+    assert server.recv(accepted, 2) == b"x"
 
 
 def test_errors(world: World) -> None:

@@ -81,7 +81,9 @@ GROUPS = {
         "keepalive",
     ],
     "socket": ["oobinline", "reuseport", "sndbuf", "rcvbuf", "rcvlowat", "linger", "rcvtimeo", "sndtimeo"],
+    "shadowed": ["reuseaddr", "priority", "broadcast", "timestamp", "busy_poll", "passcred", "dontroute", "max_pacing"],
     "ip": ["tos", "ttl", "recvtos", "mtu_discover", "pktinfo", "recverr", "freebind"],
+    "late port": ["bind_address_no_port"],
     "bad": [
         "nodefrag",
         "keepidle_bad",
@@ -156,6 +158,17 @@ def test_read_only(world: World, family: int) -> None:
             actor.setsockopt(number, level, name, 1)
 
 
+def test_defaults(world: World) -> None:
+    """T6: what was never set reads as from a TCP socket."""
+    fd, accepted = world.pair()
+    for actor, number in ((world.client, fd), (world.server, accepted)):
+        for level, name, value in SETTABLE.values():
+            if (level, name) not in ((TCP, 13), (SOL, 8), (SOL, 7)):
+                read(actor, number, level, name, value)
+        buffers = actor.raw("getsockopt", number, SOL, socket.SO_RCVBUF, *_out(4)).memory[0]
+        assert struct.unpack("=i", buffers)[0] > 2000
+
+
 def _out(size: int) -> list[Argument]:
     return [Buffer(bytes(size)), Buffer(struct.pack("=I", size))]
 
@@ -178,6 +191,18 @@ def test_sizes(world: World, size: int) -> None:
             (TCP, 8),
         ):
             actor.getsockopt(number, level, name, size)
+
+
+def test_bad_buffers(world: World) -> None:
+    """T12: NULL pointers and negative lengths."""
+    fd, accepted = world.pair()
+    for actor, number in ((world.client, fd), (world.server, accepted)):
+        for level, name in ((TCP, 1), (SOL, 9), (SOL, 39)):
+            actor.call("getsockopt", number, level, name, Buffer(bytes(4)), None)
+            actor.call("getsockopt", number, level, name, None, Buffer(struct.pack("=i", 4)))
+            actor.call("getsockopt", number, level, name, Buffer(bytes(4)), Buffer(struct.pack("=i", -1)))
+            actor.call("setsockopt", number, level, name, None, 4)
+            actor.call("setsockopt", number, level, name, Buffer(bytes(4)), -1)
 
 
 def test_info(world: World) -> None:

@@ -89,6 +89,18 @@ def test_fresh_sockets(world: World) -> None:
     server.select(fd + 1, [fd], [fd], [fd])
 
 
+def test_shutdown_wakes_poll(world: World) -> None:
+    """T9: shutdown of a listener wakes a poll in another thread."""
+    world.tcp_only()
+    server = world.server
+    listener, _ = world.listener()
+    worker = server.thread("worker")
+    pending = worker.start_poll([(listener, ALL)], 3000)
+    assert pending.blocks()
+    server.shutdown(listener, socket.SHUT_RD)
+    assert pending.result()[0] == 1
+
+
 def test_many_descriptors(world: World) -> None:
     """T2: listeners, connections, bad and negative descriptors in one call, in order; one of them twice."""
     client, server = world.client, world.server

@@ -20,7 +20,7 @@ def works(client: Actor, fd: int, server: Actor, accepted: int) -> None:
     assert client.recv(fd, 10) == b"pong"
 
 
-@pytest.mark.parametrize("moment", ["after listen", "after a wait"])
+@pytest.mark.parametrize("moment", ["before listen", "after listen", "after a wait"])
 def test_prefork(world: World, moment: str) -> None:
     """T4, S21: workers that share a listener: whoever accepts serves, and the parent can go."""
     client, server = world.client, world.server
@@ -277,6 +277,22 @@ def test_listener_inherited_by_program(world: World, way: str, plain: bool) -> N
         heir.getsockname(listener)
 
 
+@pytest.mark.parametrize("plain", [False, True])
+def test_listener_shared_with_program(world: World, plain: bool) -> None:
+    """T4, S23: a listener inherited by a spawned program while the parent keeps it and never accepts."""
+    world.tcp_only()
+    client, server = world.client, world.server
+    listener, address = world.listener()
+    heir = server.spawn("heir", plain)
+    fd = client.socket()
+    client.setsockopt(fd, socket.SOL_SOCKET, 20, struct.pack("=qq", 3, 0))
+    assert client.connect(fd, address) == 0
+    client.send(fd, b"ping")
+    pending = heir.start_accept(listener)
+    accepted, _ = pending.result(5)
+    assert heir.recv(accepted, 10) == b"ping"
+
+
 def test_close_on_exec(world: World) -> None:
     """T4: close-on-exec sockets are gone in the heir, and their peers see it."""
     client, server = world.client, world.server
@@ -323,6 +339,37 @@ def test_no_descriptor_leaks(world: World) -> None:
         counts.append([len(os.listdir(f"/proc/{actor.pid}/fd")) for actor in (client, server)])
     assert counts[0] == counts[1] == counts[2]
     fd, accepted = world.join(listener, address)
+
+
+def test_reuseport_group(world: World) -> None:
+    """T8: three listeners of two processes on one port all get clients; a dead one's share goes to the others."""
+    client, server = world.client, world.server
+    reuse = (socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    port = world.port()
+    second = world.stage.start("second", "server")
+    listeners = [
+        (server, world.listener(server, port=port, options=[reuse])[0]),
+        (server, world.listener(server, port=port, options=[reuse])[0]),
+        (second, world.listener(second, port=port, options=[reuse])[0]),
+    ]
+    threads = [actor.thread(f"thread{n}") for n, (actor, _) in enumerate(listeners)]
+    for n, (thread, (_, listener)) in enumerate(zip(threads, listeners, strict=True)):
+        thread.ask("puppet_serve_bytes", listener, ord("a") + n, 1 << 30)
+    address = Buffer(pack_address((LOOPBACK, port)))
+    answer = client.raw("puppet_ask_bytes", address, 16, 300, Buffer(bytes(1024)))
+    assert answer.result == 300
+    tally = struct.unpack("=256I", answer.memory[1])
+    shares = [tally[ord("a") + n] for n in range(3)]
+    assert min(shares) > 20, shares
+    second.kill()
+    time.sleep(0.05)
+    answer = client.raw("puppet_ask_bytes", address, 16, 100, Buffer(bytes(1024)))
+    assert answer.result == 100
+    tally = struct.unpack("=256I", answer.memory[1])
+    assert tally[ord("a")] and tally[ord("b")] and not tally[ord("c")]
+    fd = client.socket()
+    assert client.connect(fd, (LOOPBACK, port)) == 0
+    world.proves(client_fd=fd)
 
 
 def test_kill_during_connections(world: World) -> None:
