@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <stdarg.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -370,6 +371,53 @@ int hook___ppoll_chk(struct pollfd *fds, nfds_t count, const struct timespec *ti
 }
 
 /* --- another program --- */
+
+/* The list forms become arrays on the stack, as in libc: they must not allocate. */
+#define EXPORTED(name) __attribute__((visibility("default"))) int hook_##name(const char *, const char *, ...) __asm__(#name)
+EXPORTED(execl);
+EXPORTED(execlp);
+EXPORTED(execle);
+
+static int count_arguments(va_list list)
+{
+    int count = 1;
+    while (va_arg(list, const char *))
+        count++;
+    return count;
+}
+
+#define COLLECT_ARGUMENTS(arguments, first)                                                                            \
+    va_list list;                                                                                                      \
+    va_start(list, first);                                                                                             \
+    int count = first ? count_arguments(list) : 0;                                                                     \
+    va_end(list);                                                                                                      \
+    char *arguments[count + 1];                                                                                        \
+    va_start(list, first);                                                                                             \
+    arguments[0] = (char *)first;                                                                                      \
+    for (int i = 1; i <= count; i++)                                                                                   \
+        arguments[i] = va_arg(list, char *);
+
+int hook_execl(const char *path, const char *first, ...)
+{
+    COLLECT_ARGUMENTS(arguments, first)
+    va_end(list);
+    return hook_execv(path, arguments);
+}
+
+int hook_execlp(const char *file, const char *first, ...)
+{
+    COLLECT_ARGUMENTS(arguments, first)
+    va_end(list);
+    return hook_execvp(file, arguments);
+}
+
+int hook_execle(const char *path, const char *first, ...)
+{
+    COLLECT_ARGUMENTS(arguments, first)
+    char *const *environment = va_arg(list, char *const *);
+    va_end(list);
+    return hook_execve(path, arguments, environment);
+}
 
 int hook_execve(const char *path, char *const arguments[], char *const environment[])
 {

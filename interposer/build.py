@@ -34,6 +34,10 @@ COMPILE_FLAGS = (
 LINK_FLAGS = ("-shared", "-Wl,-z,now", "-Wl,-z,relro", "-Wl,-z,nodelete", "-Wl,--no-undefined")
 
 
+# Variadic, or returning twice: shim.c defines them beside the list.
+UNLISTED = {"vfork", "execl", "execlp", "execle"}
+
+
 class BuildError(Exception):
     """A compiler or linker failed, or the exports are not those of hooks.def."""
 
@@ -43,10 +47,10 @@ def native_sources() -> list[Path]:
 
 
 def hook_names() -> set[str]:
-    """The functions that hooks.def lists, and vfork: the only symbols that the library may export."""
+    """The only symbols that the library may export: what hooks.def lists, and what cannot be called through a table."""
     text = re.sub(r"/\*.*?\*/", "", (NATIVE / "hooks.def").read_text(), flags=re.DOTALL)
     listed = {match.group(1) for match in re.finditer(r"^HOOK\([^,]*,\s*(\w+)\s*,", text, re.MULTILINE)}
-    return listed | {"vfork"}
+    return listed | UNLISTED
 
 
 def build_all(package: Path, scratch: Path, *, verbose: bool = True) -> list[Path]:

@@ -9,12 +9,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from interposer.build import hook_names  # noqa: E402
 from interposer.policy import reasons  # noqa: E402
 
 
 def hooks() -> str:
-    text = (ROOT / "interposer/native/hooks.def").read_text()
-    names = [*re.findall(r"^HOOK\([^,]*,\s*(\w+)\s*,", text, re.MULTILINE), "vfork"]
+    names = sorted(hook_names(), key=lambda name: name.lstrip("_"))
     return ", ".join(f"`{name}`" for name in names) + "."
 
 

@@ -138,6 +138,7 @@ static int concrete_local(struct sock *sock, int fd, const struct endpoint *sour
         atomic_store_explicit(&no_port_until, netinfo_now() + NO_PORT_PAUSE_MS, memory_order_relaxed);
         return -REASON_NO_PORT;
     }
+    sock->port_is_ours = !sock->bound;
     sock->bound = true;
     return local_of(fd, local) && local->port ? 0 : -REASON_NO_PORT;
 }

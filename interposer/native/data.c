@@ -29,7 +29,7 @@ ssize_t data_send(int fd, const void *buffer, size_t size, int flags)
 
 ssize_t data_sendmsg(int fd, const struct msghdr *message, int flags)
 {
-    if (!message)
+    if (is_no_pointer(message))
         return real.sendmsg(fd, message, flags);
     struct msghdr copy = *message;
     copy.msg_name = NULL;              /* TCP ignores an address, and passes no descriptors */
@@ -119,7 +119,7 @@ ssize_t data_recvmsg(struct sock *sock, int fd, struct msghdr *message, int flag
         errno = EAGAIN;
         return -1;
     }
-    if (!message)
+    if (is_no_pointer(message))
         return real.recvmsg(fd, message, flags);
     struct msghdr copy = *message;
     copy.msg_name = NULL;

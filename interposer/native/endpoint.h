@@ -14,6 +14,12 @@ struct endpoint {
     uint16_t reserved;
 };
 
+/* No program has memory there: NULL, or a small number taken for a pointer. libc is to answer. */
+static inline bool is_no_pointer(const void *pointer)
+{
+    return (uintptr_t)pointer < 4096;
+}
+
 /* false: not AF_INET or AF_INET6, or too short. */
 bool endpoint_from_sockaddr(struct endpoint *ep, const struct sockaddr *sa, socklen_t len);
 /* Writes as accept() and getsockname() do: at most *len bytes, and the full size to *len. `family` is the socket's. */

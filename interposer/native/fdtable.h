@@ -50,7 +50,7 @@ struct sock {
     _Atomic uint8_t lock;              /* options, registrations: held for a few instructions only */
     uint8_t family;                    /* AF_INET or AF_INET6 */
     uint8_t role;                      /* ROW_* of stats.h */
-    bool bound, announce, shut_read, shut_write;   /* announce: connect() has yet to say 0 once */
+    bool bound, port_is_ours, announce, shut_read, shut_write;   /* announce: connect() has yet to say 0 once */
     bool nonblocking;                  /* a listener: the program's view of O_NONBLOCK */
     _Atomic bool served;                    /* a listener: this process has waited or accepted on it */
     bool options_lost, registrations_lost, strict, v6only;

@@ -88,7 +88,7 @@ static bool common(int level, int name, int *low, int *high, bool *flag)
     }
 }
 
-static int make_shadow(struct sock *sock)
+int options_shadow(struct sock *sock)
 {
     int fd = atomic_load(&sock->shadow);
     if (fd >= 0 && hidden_is(fd))
@@ -149,7 +149,7 @@ int options_set(struct sock *sock, int fd, int level, int name, const void *valu
         int number;
         if (length < sizeof number)
             return refuse(EINVAL);
-        if (!value)
+        if (is_no_pointer(value))
             return refuse(EFAULT);
         memcpy(&number, value, sizeof number);
         if (number < low || number > high)
@@ -168,7 +168,7 @@ int options_set(struct sock *sock, int fd, int level, int name, const void *valu
             options_record(sock, level, name, value, length);
         return result;
     }
-    int shadow = make_shadow(sock);
+    int shadow = options_shadow(sock);
     if (shadow < 0)
         return refuse(ENOBUFS);
     int result = real.setsockopt(shadow, level, name, value, length);
@@ -192,7 +192,7 @@ int options_get(struct sock *sock, int fd, int level, int name, void *value, soc
 {
     int low, high, number;
     bool flag;
-    if (!length || !value)
+    if (is_no_pointer(length) || is_no_pointer(value))
         return refuse(EFAULT);
     if ((int)*length < 0)
         return refuse(EINVAL);
@@ -211,7 +211,7 @@ int options_get(struct sock *sock, int fd, int level, int name, void *value, soc
         memcpy(&number, recorded->value, sizeof number);
         return answer(value, length, number);
     }
-    int shadow = make_shadow(sock);
+    int shadow = options_shadow(sock);
     if (shadow < 0)
         return refuse(ENOBUFS);
     int result = real.getsockopt(shadow, level, name, value, length);

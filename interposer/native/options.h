@@ -8,5 +8,7 @@ void options_record(struct sock *sock, int level, int name, const void *value, s
 const struct sock_option *options_find(const struct sock *sock, int level, int name);
 /* On a connected companion. */
 int options_set(struct sock *sock, int fd, int level, int name, const void *value, socklen_t length);
+/* The hidden TCP socket behind a companion, made at need; -1 when there is no descriptor for it. */
+int options_shadow(struct sock *sock);
 int options_get(struct sock *sock, int fd, int level, int name, void *value, socklen_t *length);
 #endif

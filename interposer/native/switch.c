@@ -142,21 +142,49 @@ int switch_listen(int fd, int backlog)
     return result;
 }
 
+struct replacement {
+    struct sock *sock;
+    int with, error;
+};
+
+static bool replace(int fd, struct sock *sock, void *context)
+{
+    struct replacement *replacement = context;
+    int flags = sock == replacement->sock ? real.fcntl(fd, F_GETFD, 0) : -1;
+    if (flags >= 0 && real.dup3(replacement->with, fd, flags & FD_CLOEXEC ? O_CLOEXEC : 0) < 0)
+        replacement->error = errno;
+    return true;
+}
+
+/* connect(AF_UNSPEC): the TCP socket takes its place again, as fresh as TCP makes it: a port that only the companion
+ * needed is given up. */
+static int disconnect(struct sock *sock, int fd)
+{
+    if (sock->role != ROW_CONNECT)
+        return fail(EOPNOTSUPP);
+    if (sock->port_is_ours)
+        hidden_close(atomic_exchange(&sock->shadow, -1));
+    struct replacement replacement = {sock, options_shadow(sock), 0};
+    if (replacement.with < 0)
+        return fail(ENOBUFS);
+    real.fcntl(replacement.with, F_SETFL, real.fcntl(fd, F_GETFL, 0) & (O_NONBLOCK | O_ASYNC));
+    fdtable_each(0, ~0u, replace, &replacement);
+    hidden_close(atomic_exchange(&sock->shadow, -1));
+    stats_row_clear(fd);
+    sock->role = 0;
+    sock->bound &= !sock->port_is_ours;
+    sock->shut_read = sock->shut_write = sock->announce = false;
+    atomic_store(&sock->phase, SOCK_FRESH);
+    return replacement.error ? fail(replacement.error) : 0;
+}
+
 /* connect() on a descriptor that a companion carries already. */
 static int connect_again(struct sock *sock, int fd, const struct sockaddr *address, socklen_t length)
 {
-    if (address && length >= sizeof address->sa_family && address->sa_family == AF_UNSPEC) {
-        int shadow = atomic_load(&sock->shadow), flags = real.fcntl(fd, F_GETFD, 0);
-        if (shadow < 0 || sock->role != ROW_CONNECT)
-            return fail(EOPNOTSUPP);
-        int status = real.fcntl(fd, F_GETFL, 0);
-        real.fcntl(shadow, F_SETFL, status & O_NONBLOCK);
-        if (real.dup3(shadow, fd, flags & FD_CLOEXEC ? O_CLOEXEC : 0) < 0)
-            return -1;
-        hidden_close(atomic_exchange(&sock->shadow, -1));
-        stay_on_tcp(fd, sock, ROW_CONNECT, REASON_RECONNECT);
-        return 0;
-    }
+    if (is_no_pointer(address) && length)
+        return fail(EFAULT);
+    if (length >= sizeof address->sa_family && address->sa_family == AF_UNSPEC)
+        return disconnect(sock, fd);
     if (sock->announce) {
         sock->announce = false;
         return 0;
@@ -201,7 +229,7 @@ static int decide_connect(struct sock *sock, int fd, const struct endpoint *remo
  * the kernel takes for loopback). */
 static bool destination(const struct sock *sock, const struct sockaddr *address, socklen_t length, struct endpoint *remote)
 {
-    if (!address || !endpoint_from_sockaddr(remote, address, length) || address->sa_family != sock->family || !remote->port)
+    if (is_no_pointer(address) || !endpoint_from_sockaddr(remote, address, length) || address->sa_family != sock->family || !remote->port)
         return false;
     if (endpoint_is_wildcard(remote)) {
         if (endpoint_is_v4(remote))
@@ -283,6 +311,8 @@ static struct sock *adopt_accepted(int fd, struct sock *listener, enum sock_phas
 static int accept_companion(struct sock *listener, int index, struct sockaddr *address, socklen_t *length, int flags)
 {
     struct endpoint local, peer;
+    if (address && (is_no_pointer(address) || is_no_pointer(length)))
+        return -EFAULT;
     int fd = companion_accept(listener, index, flags & SOCK_NONBLOCK, flags & SOCK_CLOEXEC, &local, &peer);
     if (fd < 0)
         return fd;
@@ -301,7 +331,7 @@ static int accept_companion(struct sock *listener, int index, struct sockaddr *a
     stats_connection(sock->companions[0].provider->id);
     switch_publish(fd, sock);
     sock_put(sock);
-    if (address && length)
+    if (address)
         endpoint_to_sockaddr(&peer, listener->family, address, length);
     return fd;
 }
@@ -527,7 +557,7 @@ static int name(int fd, struct sockaddr *address, socklen_t *length, bool peer)
 {
     struct sock *sock = fdtable_companion(fd) ? fdtable_get(fd) : NULL;
     if (!sock) {
-        socklen_t room = length ? *length : 0;
+        socklen_t room = is_no_pointer(length) ? 0 : *length;
         int result = (peer ? real.getpeername : real.getsockname)(fd, address, length);
         /* Only an AF_UNIX socket can be a companion from elsewhere, and the family is the first field of any answer. */
         if (result < 0 || (room >= sizeof address->sa_family && address->sa_family != AF_UNIX) || !(sock = switch_adopt(fd)))
@@ -537,7 +567,7 @@ static int name(int fd, struct sockaddr *address, socklen_t *length, bool peer)
     int result = 0;
     if (peer && is_over(sock, fd))
         result = fail(ENOTCONN);
-    else if (!length || !address)
+    else if (is_no_pointer(length) || (is_no_pointer(address) && *length))
         result = fail(EFAULT);
     else if ((int)*length < 0)
         result = fail(EINVAL);
