@@ -214,6 +214,14 @@ def test_bad_address_buffer(world: World) -> None:
             assert actor.call(call, number, None, Buffer(struct.pack("=i", 16))) == "EFAULT"
 
 
+def test_bad_pointer(world: World) -> None:
+    """T12: a buffer that is not in memory is EFAULT, not a crash."""
+    fd, _ = world.pair()
+    for call in ("getsockname", "getpeername"):
+        assert world.client.call(call, fd, 8, Buffer(struct.pack("=i", 16))) == "EFAULT"
+        assert world.client.call(call, fd, Buffer(bytes(16)), 8) == "EFAULT"
+
+
 def test_client_gone_before_accept(world: World) -> None:
     """S23, T9: a client that wrote and closed before accept is still accepted, with its bytes."""
     client, server = world.client, world.server

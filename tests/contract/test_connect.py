@@ -154,6 +154,19 @@ def test_connect_to_wildcard(world: World) -> None:
     assert world.server.getsockname(accepted) == (LOOPBACK, address[1])
 
 
+def test_disconnect(world: World) -> None:
+    """T1, S20: connect(AF_UNSPEC) ends the connection, and the socket can connect again."""
+    client, server = world.client, world.server
+    listener, address = world.listener()
+    fd, _ = world.join(listener, address)
+    assert client.disconnect(fd) == 0
+    assert client.getpeername(fd) == "ENOTCONN"
+    assert client.connect(fd, address) == 0
+    again, _ = server.accept(listener)
+    client.send(fd, b"again")
+    assert server.recv(again, 10) == b"again"
+
+
 def test_disconnect_unconnected(world: World) -> None:
     """T1: connect(AF_UNSPEC) on a fresh socket leaves it usable."""
     client = world.client
@@ -328,3 +341,11 @@ def test_sockets_of_other_kinds(world: World) -> None:
     client.connect(fd, address)
     accepted, _ = server.accept(listener)
     world.proves(fd, accepted)
+
+
+def test_bad_pointer(world: World) -> None:
+    """T12: an address that is not in memory is EFAULT, not a crash."""
+    world.tcp_only()
+    fd = world.client.socket()
+    assert world.client.call("connect", fd, 8, 16) == "EFAULT"
+    assert world.client.call("bind", fd, 8, 16) == "EFAULT"
