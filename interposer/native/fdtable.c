@@ -257,6 +257,13 @@ int hidden_fd(int fd)
     return copy;
 }
 
+void hidden_prepare(void)
+{
+    int saved = errno;
+    hidden_close(hidden_fd(open("/", O_PATH | O_CLOEXEC)));
+    errno = saved;
+}
+
 bool hidden_is(int fd)
 {
     return fdtable_peek(fd) == &hidden;

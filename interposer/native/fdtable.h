@@ -113,6 +113,9 @@ void fdtable_after_fork_child(void);
 /* Moves fd to a high close-on-exec number that the program does not miss, and marks it; -1 (and fd closed) when there
  * is none. hidden_dup leaves fd as it is. */
 int hidden_fd(int fd);
+/* Makes the kernel's descriptor table large enough for hidden ones. Once a process has threads, growing it takes the
+ * kernel more than 10 ms. */
+void hidden_prepare(void);
 int hidden_dup(int fd);
 void hidden_close(int fd);
 bool hidden_is(int fd);

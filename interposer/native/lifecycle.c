@@ -209,6 +209,7 @@ __attribute__((constructor)) static void start(void)
             alive = NULL;
         else
             atomic_store(alive, 1);
+        hidden_prepare();
         stats_on_new_page(publish_all);
         __register_atfork(before_fork, after_fork_parent, after_fork_child, NULL);
         lifecycle_active = true;
