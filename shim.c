@@ -121,6 +121,8 @@ FILE *hook_freopen64(const char *path, const char *mode, FILE *stream)
 int hook_dup(int fd)
 {
     int result = real.dup(fd);
+    if (result < 0 && errno == EMFILE && hidden_reclaim())
+        result = real.dup(fd);
     if (lifecycle_active)
         switch_duplicated(fd, result);
     return result;
@@ -144,6 +146,8 @@ int hook_fcntl(int fd, int command, long argument)
         return real.fcntl(fd, command, argument);
     if (command == F_DUPFD || command == F_DUPFD_CLOEXEC) {
         int result = real.fcntl(fd, command, argument);
+        if (result < 0 && errno == EMFILE && hidden_reclaim())
+            result = real.fcntl(fd, command, argument);
         switch_duplicated(fd, result);
         return result;
     }
@@ -181,7 +185,7 @@ int hook_setsockopt(int fd, int level, int name, const void *value, socklen_t le
     if (sock && result == 0 && sock_phase(sock) != SOCK_HIDDEN) {
         options_record(sock, level, name, value, length);
         if (sock->unfit)               /* a listener with companions has to give them up */
-            companion_give_up(sock, fd, sock->unfit);
+            companion_retire(sock, sock->unfit);
     } else if (result < 0 && errno == EOPNOTSUPP && (sock = switch_adopt(fd))) {
         result = options_set(sock, fd, level, name, value, length);
         sock_put(sock);
@@ -212,7 +216,7 @@ int hook_getsockopt(int fd, int level, int name, void *value, socklen_t *length)
 ssize_t hook_read(int fd, void *buffer, size_t size)
 {
     struct sock *sock = fdtable_companion(fd);
-    return sock && sock->shut_read ? data_recv(sock, fd, buffer, size, 0) : real.read(fd, buffer, size);
+    return sock ? data_read(sock, fd, buffer, size) : real.read(fd, buffer, size);
 }
 
 ssize_t hook_readv(int fd, const struct iovec *vector, int count)

@@ -14,6 +14,7 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -26,7 +27,10 @@
 
 #define NO_PORT_PAUSE_MS 1000
 
+#define SERVED_SIZE 4096
+
 static _Atomic int64_t no_port_until;  /* no port is sought before */
+static _Atomic uint8_t *served_page;   /* shared with forked processes; its first bytes count */
 
 static int reason_of(int error)
 {
@@ -296,6 +300,39 @@ static void close_companions(struct sock *sock)
     sock->ncompanions = 0;
 }
 
+/* One byte for each listener, shared with all forked processes: has any of them waited or accepted on it? */
+static _Atomic uint8_t *served_byte(const struct sock *sock)
+{
+    return served_page ? &served_page[sock->served] : NULL;
+}
+
+void companion_mark_served(struct sock *sock)
+{
+    _Atomic uint8_t *byte = served_byte(sock);
+    if (byte && !atomic_load_explicit(byte, memory_order_relaxed))
+        atomic_store_explicit(byte, 1, memory_order_relaxed);
+}
+
+bool companion_is_served(const struct sock *sock)
+{
+    _Atomic uint8_t *byte = served_byte(sock);
+    return !byte || atomic_load_explicit(byte, memory_order_relaxed);
+}
+
+/* More listeners than bytes share them, which only keeps a companion that could have been given up. */
+static void reset_served(struct sock *sock)
+{
+    if (!served_page) {
+        void *page = mmap(NULL, SERVED_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+        if (page == MAP_FAILED)
+            return;
+        served_page = page;
+    }
+    _Atomic uint32_t *next = (_Atomic uint32_t *)(void *)served_page;
+    sock->served = (uint16_t)(sizeof *next + atomic_fetch_add(next, 1) % (SERVED_SIZE - sizeof *next));
+    atomic_store_explicit(served_byte(sock), 0, memory_order_relaxed);
+}
+
 int companion_listen(struct sock *sock, int fd, const struct verdict *verdict, int backlog)
 {
     int reason = REASON_NO_PROVIDER;
@@ -316,7 +353,7 @@ int companion_listen(struct sock *sock, int fd, const struct verdict *verdict, i
         sock->v6only = only;
     }
     close_companions(sock);            /* of a listener that was shut down before */
-    sock->served = false;
+    reset_served(sock);
     for (int i = 0; i < PROVIDERS_MAX && verdict->providers[i]; i++) {
         struct companion companion = {.provider = provider_by_id(verdict->providers[i])};
         if (!companion.provider)
@@ -386,7 +423,7 @@ void companion_backlog(struct sock *sock, int backlog)
 void companion_silence(struct sock *sock)
 {
     for (int i = 0; i < sock->ncompanions; i++)
-        real.shutdown(companion_poll_fd(sock, i), SHUT_RDWR);
+        sock->companions[i].provider->wsp_silence(sock->companions[i].descriptor);
 }
 
 void companion_leave(struct sock *sock, int fd)
@@ -399,6 +436,26 @@ void companion_leave(struct sock *sock, int fd)
     }
 }
 
+/* Who waits already is told at once, instead of never. */
+void companion_turn_away(struct sock *sock)
+{
+    struct endpoint local, peer;
+    for (int i = 0; i < sock->ncompanions; i++) {
+        int fd;
+        while ((fd = companion_accept(sock, i, true, true, &local, &peer)) >= 0 || fd == -ECONNABORTED)
+            if (fd >= 0)
+                real.close(fd);
+    }
+}
+
+void companion_retire(struct sock *sock, int reason)
+{
+    if (sock_phase(sock) != SOCK_LISTENING)
+        return;
+    sock->reason = (uint8_t)reason;
+    companion_silence(sock);
+}
+
 void companion_give_up(struct sock *sock, int fd, int reason)
 {
     uint8_t listening = SOCK_LISTENING;
@@ -406,9 +463,11 @@ void companion_give_up(struct sock *sock, int fd, int reason)
         return;
     companion_silence(sock);
     companion_leave(sock, fd);
-    sock->reason = (uint8_t)reason;
+    companion_turn_away(sock);
+    if (!sock->reason)
+        sock->reason = (uint8_t)reason;
     switch_publish(fd, sock);
-    stats_reason((uint32_t)reason);
+    stats_reason(sock->reason);
 }
 
 void companion_dispose(struct sock *sock)

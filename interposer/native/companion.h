@@ -19,7 +19,14 @@ int companion_poll_fd(const struct sock *sock, int index);
 void companion_backlog(struct sock *sock, int backlog);
 /* The TCP listener stands alone in the program's epolls again, with its own O_NONBLOCK. */
 void companion_leave(struct sock *sock, int fd);
-/* A listener loses its companions for good: TCP, with that reason. */
+/* Has this process, or one that shares the listener, waited or accepted on it? */
+void companion_mark_served(struct sock *sock);
+bool companion_is_served(const struct sock *sock);
+/* Who waits at a silenced companion is reset, as at a TCP listener that is shut down. */
+void companion_turn_away(struct sock *sock);
+/* A listener is to lose its companions, for that reason, once they are drained: accept gives them up then. */
+void companion_retire(struct sock *sock, int reason);
+/* A listener loses its companions at once: TCP, with that reason unless it was retired for another. */
 void companion_give_up(struct sock *sock, int fd, int reason);
 /* The last reference is gone. */
 void companion_dispose(struct sock *sock);

@@ -72,7 +72,7 @@ static ssize_t discard(int fd, size_t size, int flags)
     int saved = errno;
     do {
         size_t want = size - done < sizeof scratch ? size - done : sizeof scratch;
-        ssize_t got = real.recv(fd, scratch, want, done ? flags | MSG_DONTWAIT : flags);
+        ssize_t got = real.recv(fd, scratch, want, done && !(flags & MSG_WAITALL) ? flags | MSG_DONTWAIT : flags);
         if (got <= 0 && !done)
             return got;
         if (got <= 0)
@@ -97,6 +97,14 @@ static ssize_t received(struct sock *sock, int saved, ssize_t result)
         return result;
     errno = saved;
     return 0;
+}
+
+ssize_t data_read(struct sock *sock, int fd, void *buffer, size_t size)
+{
+    if (sock->shut_read)
+        return data_recv(sock, fd, buffer, size, 0);
+    ssize_t result = real.read(fd, buffer, size);
+    return result < 0 ? received(sock, errno, result) : result;
 }
 
 ssize_t data_recv(struct sock *sock, int fd, void *buffer, size_t size, int flags)

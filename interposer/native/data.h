@@ -5,6 +5,7 @@
 #include "fdtable.h"
 #include "real.h"
 
+ssize_t data_read(struct sock *sock, int fd, void *buffer, size_t size);
 ssize_t data_recv(struct sock *sock, int fd, void *buffer, size_t size, int flags);
 ssize_t data_recvmsg(struct sock *sock, int fd, struct msghdr *message, int flags);
 int data_recvmmsg(struct sock *sock, int fd, struct mmsghdr *messages, unsigned count, int flags, struct timespec *timeout);

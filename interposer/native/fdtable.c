@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #define HIDDEN_CEILING 16384           /* a larger kernel table costs every fork */
+#define RECLAIM 32                     /* parked sockets given up at a time */
 
 _Atomic(_Atomic(struct sock *) *) fdtable_leaves[FDTABLE_LEAVES];
 static _Atomic(struct sock *) first_leaf[FDTABLE_LEAF];
@@ -57,16 +58,17 @@ static bool hold(struct sock *sock)
 
 struct sock *fdtable_get(int fd)
 {
-    for (;;) {
+    for (int tries = 0; tries < 10000; tries++) {
         struct sock *sock = fdtable_peek(fd);
         if (!sock || sock == &hidden)
-            return NULL;
+            break;
         if (!hold(sock))
             continue;                  /* given back between the two looks */
         if (fdtable_peek(fd) == sock)
             return sock;
         sock_put(sock);
     }
+    return NULL;
 }
 
 void sock_put(struct sock *sock)
@@ -184,14 +186,37 @@ void fdtable_after_fork_child(void)
     fdtable_each(0, ~0u, release_inherited, NULL);
 }
 
+static _Thread_local bool limit_taken;
+
 void fdtable_before_fork(void)
 {
-    take_limit();                      /* no child may inherit a raised limit */
+    limit_taken = take_limit();        /* no child may inherit a raised limit */
 }
 
 void fdtable_after_fork_parent(void)
 {
-    limit_lock = 0;
+    if (limit_taken)
+        limit_lock = 0;
+}
+
+static bool reclaim(int fd, struct sock *sock, void *context)
+{
+    int *left = context;
+    (void)fd;
+    int shadow = sock_phase(sock) == SOCK_CONNECTED ? atomic_exchange(&sock->shadow, -1) : -1;
+    if (shadow >= 0) {
+        hidden_close(shadow);
+        --*left;
+    }
+    return *left > 0;
+}
+
+bool hidden_reclaim(void)
+{
+    int left = RECLAIM, saved = errno;
+    fdtable_each(0, ~0u, reclaim, &left);
+    errno = saved;
+    return left < RECLAIM;
 }
 
 /* Just above the soft limit: the program loses no number. The limit is raised for this one call. */

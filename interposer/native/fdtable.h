@@ -52,7 +52,7 @@ struct sock {
     uint8_t role;                      /* ROW_* of stats.h */
     bool bound, port_is_ours, announce, shut_read, shut_write;   /* announce: connect() has yet to say 0 once */
     bool nonblocking;                  /* a listener: the program's view of O_NONBLOCK */
-    _Atomic bool served;                    /* a listener: this process has waited or accepted on it */
+    uint16_t served;                   /* a listener: its byte on the page of companion.c */
     bool options_lost, registrations_lost, strict, v6only;
     uint8_t unfit;                     /* reason number of an option that keeps it on TCP */
     _Atomic uint8_t turn;              /* a listener: how often the same side was served in a row */
@@ -117,6 +117,9 @@ int hidden_fd(int fd);
  * kernel more than 10 ms. */
 void hidden_prepare(void);
 int hidden_dup(int fd);
+/* The program is out of descriptors: gives some parked sockets up, and with them the claim to their ports. False: there was
+ * none. */
+bool hidden_reclaim(void);
 void hidden_close(int fd);
 bool hidden_is(int fd);
 #endif

@@ -503,8 +503,14 @@ static int unix_accept(wsp_descriptor descriptor, uintptr_t context, bool nonblo
     socklen_t length = sizeof name;
     int fd = real.accept4(listener->fd, (struct sockaddr *)&name, &length,
                           (nonblocking ? SOCK_NONBLOCK : 0) | (cloexec ? SOCK_CLOEXEC : 0));
-    if (fd < 0)
+    if (fd < 0) {
+        struct pollfd look = {listener->fd, 0, 0};
+        if (errno == EBADF)            /* another thread closed the companion: TCP's listener is as it was */
+            return -EAGAIN;
+        if (errno == EAGAIN && real.poll(&look, 1, 0) == 1 && look.revents & POLLHUP)
+            return -EINVAL;
         return -errno;
+    }
     if (parse_name(&name, length, peer, local) != 'C' || !believable(fd, listener, peer, local)) {
         real.close(fd);
         return -ECONNABORTED;
@@ -518,6 +524,17 @@ static int unix_accept(wsp_descriptor descriptor, uintptr_t context, bool nonblo
     companion->local = *local;
     *out = (wsp_descriptor)companion;
     return 0;
+}
+
+/* A beacon that is connected, be it to itself, takes no other peer. */
+static void unix_silence(wsp_descriptor descriptor)
+{
+    struct unix_companion *listener = from_descriptor(descriptor);
+    struct sockaddr_un name;
+    socklen_t length = sizeof name;
+    if (real.getsockname(listener->beacon, (struct sockaddr *)&name, &length) == 0)
+        real.connect(listener->beacon, (struct sockaddr *)&name, length);
+    real.shutdown(listener->fd, SHUT_RDWR);
 }
 
 static int unix_close_socket(wsp_descriptor descriptor)
@@ -581,6 +598,7 @@ const struct san_provider provider_unix = {
     .wsp_listen = unix_listen,
     .wsp_connect = unix_connect,
     .wsp_accept = unix_accept,
+    .wsp_silence = unix_silence,
     .wsp_close_socket = unix_close_socket,
     .wsp_poll_fd = unix_poll_fd,
     .wsp_detach = unix_detach,

@@ -89,9 +89,11 @@ static void forget(struct sock *sock, int epfd, int fd)
 
 void readiness_forget_alias(struct sock *sock, int fd)
 {
-    for (int i = 0; i < SOCK_REGISTRATIONS; i++)
-        if (sock->registrations[i].epfd >= 0 && sock->registrations[i].fd == fd)
-            forget(sock, sock->registrations[i].epfd, fd);
+    for (int i = 0; i < SOCK_REGISTRATIONS; i++) {
+        const struct sock_registration *registration = &sock->registrations[i];
+        if (registration->epfd >= 0 && registration->fd == fd && (registration->via == fd || registration->owned))
+            forget(sock, registration->epfd, fd);
+    }
 }
 
 /* The events that the kernel holds for one registration now: a ONESHOT that has fired holds none. */
@@ -175,18 +177,17 @@ static int join(struct sock *sock, struct sock_registration *registration)
     int private = readiness_private_epoll(sock, fd);
     if (private < 0)
         return private;
-    bool taken = false;
-    for (int i = 0; i < SOCK_REGISTRATIONS; i++)
-        taken |= sock->registrations[i].epfd == epfd && sock->registrations[i].via == private &&
-                 sock->registrations[i].fd != fd;
-    if (taken) {                       /* one epoll holds one descriptor once: another alias needs its own */
-        private = hidden_dup(private);
-        if (private < 0)
-            return -EMFILE;
-    }
+    /* One epoll holds one descriptor once: where it stands there for another alias, this one needs its own. */
     int error = add(epfd, private, registration->events, registration->data);
-    if (error && taken)
-        hidden_close(private);
+    bool taken = false;
+    for (int i = 0; i < SOCK_REGISTRATIONS && error == -EEXIST; i++)
+        taken |= sock->registrations[i].epfd >= 0 && sock->registrations[i].via == private && sock->registrations[i].fd != fd;
+    if (taken) {
+        private = hidden_dup(private);
+        error = private < 0 ? -EMFILE : add(epfd, private, registration->events, registration->data);
+        if (error)
+            hidden_close(private);
+    }
     if (!error) {
         registration->via = private;
         registration->owned = taken;
@@ -260,7 +261,7 @@ static int ctl_listener(struct sock *sock, int epfd, int operation, int fd, stru
         now.data = event->data.u64;
     }
     int saved = errno;
-    sock->served = true;
+    companion_mark_served(sock);
     if (operation == EPOLL_CTL_ADD) {
         if (known) {                   /* the kernel says EEXIST, unless it was another epoll of that number */
             if (real.epoll_ctl(epfd, operation, via, event) < 0)
@@ -294,9 +295,15 @@ static int ctl_listener(struct sock *sock, int epfd, int operation, int fd, stru
             real.epoll_ctl(epfd, EPOLL_CTL_DEL, companion_poll_fd(sock, i), NULL);
     int result = real.epoll_ctl(epfd, operation, via, event);
     /* An epoll that was duplicated is known by another number. */
-    if (result < 0 && errno == ENOENT && sock->epoll >= 0)
+    bool recorded = false;
+    for (int i = 0; i < SOCK_REGISTRATIONS && result < 0 && errno == ENOENT; i++)
+        if (sock->registrations[i].epfd >= 0 && sock->registrations[i].fd == fd) {
+            recorded = true;
+            result = real.epoll_ctl(epfd, operation, sock->registrations[i].via, event);
+        }
+    if (!recorded && result < 0 && errno == ENOENT && sock->epoll >= 0)
         result = real.epoll_ctl(epfd, operation, sock->epoll, event);
-    if (result < 0 && errno == ENOENT && sock->epoll_old >= 0)
+    if (!recorded && result < 0 && errno == ENOENT && sock->epoll_old >= 0)
         result = real.epoll_ctl(epfd, operation, sock->epoll_old, event);
     if (result == 0)
         errno = saved;
@@ -332,7 +339,7 @@ static int stand_in(int fd)
     if (!sock)
         return fd;
     int private = sock_phase(sock) == SOCK_LISTENING ? readiness_private_epoll(sock, fd) : -1;
-    sock->served = true;
+    companion_mark_served(sock);
     sock_put(sock);
     return private < 0 ? fd : private;
 }

@@ -35,6 +35,9 @@ struct san_provider {
      * -ECONNABORTED: one was turned away, try again. `nonblocking`, `cloexec`: of the native descriptor, if there is. */
     int (*wsp_accept)(wsp_descriptor listener, uintptr_t context, bool nonblocking, bool cloexec, wsp_descriptor *out,
                       struct endpoint *local, struct endpoint *peer);
+    /* A listener refuses from here on, in every process that shares it; what waits already can still be accepted, and
+     * then wsp_accept says -EINVAL. */
+    void (*wsp_silence)(wsp_descriptor listener);
     int (*wsp_close_socket)(wsp_descriptor companion);
 
     /* The kernel descriptor behind a companion: a listener's shows readiness, any shows its name space. */

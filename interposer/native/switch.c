@@ -67,11 +67,17 @@ static void decide(struct sock *sock, uint8_t role, const struct endpoint *local
         verdict->reason = REASON_POLICY_TCP;
 }
 
+/* The state with a reference, in the right process: a fork that no handler saw resets all references. */
+static struct sock *hold(int fd)
+{
+    lifecycle_check();
+    return fdtable_get(fd);
+}
+
 /* Takes a fresh socket into our hands (SOCK_DECIDING); false where libc should answer. */
 static bool begin(struct sock *sock)
 {
     uint8_t expected = SOCK_FRESH;
-    lifecycle_check();
     return !switch_guard && !lifecycle_borrowed() &&
            atomic_compare_exchange_strong(&sock->phase, &expected, SOCK_DECIDING);
 }
@@ -81,6 +87,8 @@ static bool begin(struct sock *sock)
 int switch_socket(int domain, int type, int protocol)
 {
     int fd = real.socket(domain, type, protocol);
+    if (fd < 0 && errno == EMFILE && hidden_reclaim())
+        fd = real.socket(domain, type, protocol);
     if (fd < 0 || lifecycle_borrowed())
         return fd;
     bool tcp = (domain == AF_INET || domain == AF_INET6) && (type & 0xf) == SOCK_STREAM &&
@@ -97,7 +105,7 @@ int switch_socket(int domain, int type, int protocol)
 
 int switch_listen(int fd, int backlog)
 {
-    struct sock *sock = fdtable_get(fd);
+    struct sock *sock = hold(fd);
     bool ours = sock && begin(sock);
     int result = real.listen(fd, backlog);
     if (sock && !ours && result == 0 && sock_phase(sock) == SOCK_LISTENING)   /* again, with another backlog */
@@ -242,7 +250,7 @@ static bool destination(const struct sock *sock, const struct sockaddr *address,
 int switch_connect(int fd, const struct sockaddr *address, socklen_t length)
 {
     struct endpoint remote;
-    struct sock *sock = fdtable_get(fd);
+    struct sock *sock = hold(fd);
     if (sock && sock_phase(sock) == SOCK_CONNECTED) {
         int result = connect_again(sock, fd, address, length);
         sock_put(sock);
@@ -265,7 +273,7 @@ int switch_connect(int fd, const struct sockaddr *address, socklen_t length)
 bool switch_fast_open(int fd, const struct sockaddr *address, socklen_t length, int *result)
 {
     struct endpoint remote;
-    struct sock *sock = fdtable_get(fd);
+    struct sock *sock = hold(fd);
     bool ours = sock && destination(sock, address, length, &remote) && begin(sock);
     int saved = errno;
     *result = 1;
@@ -297,12 +305,39 @@ static bool restarts(void)
     return all;
 }
 
-static struct sock *adopt_accepted(int fd, struct sock *listener, enum sock_phase phase)
+static int accept_real(int fd, struct sockaddr *address, socklen_t *length, int flags, bool plain)
 {
-    struct sock *sock = fdtable_new(fd, listener->family, phase);
+    return plain ? real.accept(fd, address, length) : real.accept4(fd, address, length, flags);
+}
+
+/* Would accept() on the TCP listener block? Only after another program inherited it, with its O_NONBLOCK as it was. */
+static bool would_block(const struct sock *listener, int fd)
+{
+    if (sock_phase(listener) != SOCK_LISTENING || listener->nonblocking || real.fcntl(fd, F_GETFL, 0) & O_NONBLOCK)
+        return false;
+    struct pollfd ready = {fd, POLLIN, 0};
+    return real.poll(&ready, 1, 0) == 0;
+}
+
+/* What a connection takes over from its listener. */
+struct inherited {
+    int family, reason;
+    uint32_t rule;
+    bool strict;
+};
+
+static struct inherited inherited_from(const struct sock *listener)
+{
+    int reason = sock_phase(listener) == SOCK_LISTENING ? REASON_PEER_TCP : listener->reason;
+    return (struct inherited){listener->family, reason, listener->rule, listener->strict};
+}
+
+static struct sock *adopt_accepted(int fd, const struct inherited *inherited, enum sock_phase phase)
+{
+    struct sock *sock = fdtable_new(fd, inherited->family, phase);
     if (sock) {
         sock->role = ROW_ACCEPT;
-        sock->rule = listener->rule;
+        sock->rule = inherited->rule;
         sock->fork_count = lifecycle_forks();
     }
     return sock;
@@ -316,7 +351,8 @@ static int accept_companion(struct sock *listener, int index, struct sockaddr *a
     int fd = companion_accept(listener, index, flags & SOCK_NONBLOCK, flags & SOCK_CLOEXEC, &local, &peer);
     if (fd < 0)
         return fd;
-    struct sock *sock = adopt_accepted(fd, listener, SOCK_DECIDING);
+    struct inherited inherited = inherited_from(listener);
+    struct sock *sock = adopt_accepted(fd, &inherited, SOCK_DECIDING);
     if (!sock) {
         real.close(fd);
         return -ENOMEM;
@@ -336,71 +372,100 @@ static int accept_companion(struct sock *listener, int index, struct sockaddr *a
     return fd;
 }
 
-static int accept_real(int fd, struct sockaddr *address, socklen_t *length, int flags, bool plain)
+/* A connection that came by TCP. The call may block: no reference is held. */
+static int accept_tcp(const struct inherited *inherited, int fd, struct sockaddr *address, socklen_t *length, int flags,
+                      bool plain)
 {
-    return plain ? real.accept(fd, address, length) : real.accept4(fd, address, length, flags);
-}
-
-/* Would accept() on the TCP listener block? Only after another program inherited it, with its O_NONBLOCK as it was. */
-static bool would_block(const struct sock *listener, int fd)
-{
-    if (listener->nonblocking || !listener->ncompanions || real.fcntl(fd, F_GETFL, 0) & O_NONBLOCK)
-        return false;
-    struct pollfd ready = {fd, POLLIN, 0};
-    return real.poll(&ready, 1, 0) == 0;
-}
-
-/* A connection that came by TCP to a listener that we know. */
-static int accept_tcp(struct sock *listener, int fd, struct sockaddr *address, socklen_t *length, int flags, bool plain)
-{
-    if (would_block(listener, fd))
-        return -EAGAIN;
-    int accepted = accept_real(fd, address, length, flags, plain);
+    int accepted;
+    do
+        accepted = accept_real(fd, address, length, flags, plain);
+    while (accepted < 0 && errno == EMFILE && hidden_reclaim());
     if (accepted < 0)
         return -errno;
-    int reason = listener->ncompanions ? REASON_PEER_TCP : listener->reason;
-    if (listener->strict) {
+    if (inherited->strict) {
         real.close(accepted);
-        stats_reason((uint32_t)reason);
+        stats_reason((uint32_t)inherited->reason);
         return -ECONNABORTED;
     }
-    struct sock *sock = adopt_accepted(accepted, listener, SOCK_TCP);
+    struct sock *sock = adopt_accepted(accepted, inherited, SOCK_TCP);
     if (sock) {
-        sock->reason = (uint8_t)reason;
+        sock->reason = (uint8_t)inherited->reason;
         switch_publish(accepted, sock);
         sock_put(sock);
     }
     stats_connection(PROVIDER_NONE);
-    stats_reason((uint32_t)reason);
+    stats_reason((uint32_t)inherited->reason);
     return accepted;
 }
 
-/* Whoever has a connection. Sides take turns after a run, so that neither starves the other, and clients that are turned
- * away hold nobody up for long. -EAGAIN: nobody. */
-static int accept_any(struct sock *sock, int fd, struct sockaddr *address, socklen_t *length, int flags, bool plain)
+/* The sides of a listener are numbered: its companions, then TCP. A set of them is a mask. */
+#define UNKNOWN_SIDES 0u
+
+/* Without descriptors of its own: waits with poll(). The sides that are ready, or -errno; 0 when the time is over. */
+static int poll_sides(struct sock *sock, int fd, unsigned sides, int timeout)
+{
+    struct pollfd fds[PROVIDERS_MAX + 1];
+    for (int i = 0; i <= sock->ncompanions; i++)
+        fds[i] = (struct pollfd){sides >> i & 1 ? i < sock->ncompanions ? companion_poll_fd(sock, i) : fd : -1, POLLIN, 0};
+    int count = real.poll(fds, (nfds_t)sock->ncompanions + 1, timeout), ready = 0;
+    if (count < 0)
+        return -errno;
+    for (int i = 0; i <= sock->ncompanions; i++)
+        ready |= (fds[i].revents != 0) << i;
+    return ready;
+}
+
+static int accept_side(struct sock *sock, int side, int fd, struct sockaddr *address, socklen_t *length, int flags, bool plain)
+{
+    bool companion = side < sock->ncompanions;
+    struct inherited inherited = inherited_from(sock);
+    if (!companion && would_block(sock, fd))
+        return -EAGAIN;
+    int tries = TURNED_AWAY_IN_A_ROW, result;
+    do
+        result = companion ? accept_companion(sock, side, address, length, flags)
+                           : accept_tcp(&inherited, fd, address, length, flags, plain);
+    while (result == -ECONNABORTED && --tries && (companion || sock->strict));
+    if (result == -ECONNABORTED && (companion || sock->strict))
+        return -EAGAIN;
+    if (result == -EMFILE && companion && hidden_reclaim())
+        result = accept_companion(sock, side, address, length, flags);
+    if (result == -EINVAL && companion) {   /* silenced: it was handed on, or shut down elsewhere; and drained */
+        companion_give_up(sock, fd, REASON_HANDED_ON);
+        return -EAGAIN;
+    }
+    return result;
+}
+
+/* Whoever has a connection, of the sides that are ready. Sides take turns after a run, so that neither starves the other,
+ * and clients that are turned away hold nobody up for long. Where it is not known who is ready, the side of the last
+ * connections is tried at once and the others are asked first: a vain accept() costs the kernel a whole socket. -EAGAIN:
+ * nobody. */
+static int accept_any(struct sock *sock, unsigned ready, int fd, struct sockaddr *address, socklen_t *length, int flags,
+                      bool plain)
 {
     int sides = sock->ncompanions + 1, first = sock->turn / SAME_SIDE_IN_A_ROW % sides, result = -EAGAIN;
+    bool known = ready != UNKNOWN_SIDES;
     for (int turn = 0; turn < sides && result == -EAGAIN; turn++) {
-        int side = (first + turn) % sides, tries = TURNED_AWAY_IN_A_ROW;
-        do
-            result = side < sock->ncompanions ? accept_companion(sock, side, address, length, flags)
-                                              : accept_tcp(sock, fd, address, length, flags, plain);
-        while (result == -ECONNABORTED && --tries && (side < sock->ncompanions || sock->strict));
-        if (result == -ECONNABORTED && (side < sock->ncompanions || sock->strict))
-            result = -EAGAIN;
-        if (result == -EINVAL && side < sock->ncompanions) {   /* silenced: it was handed on, or shut down elsewhere */
-            companion_give_up(sock, fd, REASON_HANDED_ON);
-            result = -EAGAIN;
+        int side = (first + turn) % sides;
+        if (!known && turn == 1) {
+            int others = poll_sides(sock, fd, ((1u << sides) - 1) & ~(1u << first), 0);
+            ready = others > 0 ? (unsigned)others : 0;
         }
+        if ((known || turn > 0) && !(ready >> side & 1))
+            continue;
+        result = accept_side(sock, side, fd, address, length, flags, plain);
         if (result >= 0)
             sock->turn = (uint8_t)(side == first ? sock->turn + 1 : side * SAME_SIDE_IN_A_ROW);
     }
     return result;
 }
 
-static int64_t receive_timeout(int fd)
+static int64_t receive_timeout(const struct sock *sock, int fd)
 {
     struct timeval limit = {0};
+    if (!options_find(sock, SOL_SOCKET, SO_RCVTIMEO) && !sock->options_lost)
+        return -1;
     socklen_t length = sizeof limit;
     if (real.getsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, &length) < 0 || (!limit.tv_sec && !limit.tv_usec))
         return -1;
@@ -414,17 +479,8 @@ static int64_t now_ms(void)
     return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
-/* Without a descriptor for a private epoll: the same by poll(). */
-static int poll_all(struct sock *sock, int fd, int timeout)
-{
-    struct pollfd fds[1 + PROVIDERS_MAX] = {{fd, POLLIN, 0}};
-    for (int i = 0; i < sock->ncompanions; i++)
-        fds[1 + i] = (struct pollfd){companion_poll_fd(sock, i), POLLIN, 0};
-    return real.poll(fds, 1 + sock->ncompanions, timeout);
-}
-
-/* Waits as a blocking accept does: 0 when something may be there, else -errno. The reference is given back meanwhile, so
- * that neither a cancelled thread nor a fork keeps the listener alive; *held is NULL where another socket has taken the
+/* Waits as a blocking accept does: the sides that are ready, or -errno. The reference is given back meanwhile, so that
+ * neither a cancelled thread nor a fork keeps the listener alive; *held is NULL where another socket has taken the
  * number. */
 static int wait_for_connection(struct sock **held, int fd, int64_t *deadline)
 {
@@ -432,21 +488,20 @@ static int wait_for_connection(struct sock **held, int fd, int64_t *deadline)
     uint32_t generation = atomic_load(&sock->item.generation);
     int epfd = readiness_private_epoll(sock, fd);
     if (*deadline == 0) {
-        int64_t limit = receive_timeout(fd);
+        int64_t limit = receive_timeout(sock, fd);
         *deadline = limit < 0 ? -1 : now_ms() + limit;
     }
     for (;;) {
         int64_t left = *deadline < 0 ? -1 : *deadline - now_ms();
         if (*deadline >= 0 && left <= 0)
             return -EAGAIN;
-        int timeout = left > INT32_MAX ? INT32_MAX : (int)left, count;
+        int timeout = left > INT32_MAX ? INT32_MAX : (int)left, ready = 0;
         if (epfd < 0) {
-            count = poll_all(sock, fd, timeout);
+            ready = poll_sides(sock, fd, ~0u, timeout);
         } else {
-            struct epoll_event event;
+            struct epoll_event events[PROVIDERS_MAX + 1];
             sock_put(sock);
-            count = epoll_wait(epfd, &event, 1, timeout);
-            int error = errno;
+            int count = epoll_wait(epfd, events, PROVIDERS_MAX + 1, timeout), error = errno;
             *held = fdtable_get(fd);
             if (*held && (*held != sock || atomic_load(&sock->item.generation) != generation)) {
                 sock_put(*held);
@@ -454,54 +509,58 @@ static int wait_for_connection(struct sock **held, int fd, int64_t *deadline)
             }
             if (!*held)
                 return -EBADF;
-            errno = error;
+            for (int i = 0; i < count; i++)   /* data: 0 is TCP, the companions follow */
+                ready |= 1 << (events[i].data.u64 ? (int)events[i].data.u64 - 1 : sock->ncompanions);
+            if (count < 0)
+                ready = -error;
         }
-        if (count > 0)
-            return 0;
-        if (count < 0 && (errno != EINTR || *deadline >= 0 || !restarts()))
-            return -errno;
+        if (ready > 0)
+            return ready;
+        if (ready < 0 && (ready != -EINTR || *deadline >= 0 || !restarts()))
+            return ready;
     }
 }
 
-static int accept_listening(struct sock **held, int fd, struct sockaddr *address, socklen_t *length, int flags, bool plain)
+static int accept_held(struct sock **held, int fd, struct sockaddr *address, socklen_t *length, int flags, bool plain)
 {
     int64_t deadline = 0;
-    (*held)->served = true;
-    for (;;) {
-        struct sock *sock = *held;
-        int result = sock_phase(sock) == SOCK_LISTENING ? accept_any(sock, fd, address, length, flags, plain)
-                                                        : accept_tcp(sock, fd, address, length, flags, plain);
-        if (result != -EAGAIN || sock->nonblocking)
-            return result;
-        result = wait_for_connection(held, fd, &deadline);
-        if (result < 0)
+    while (sock_phase(*held) == SOCK_LISTENING) {
+        unsigned ready = UNKNOWN_SIDES;
+        companion_mark_served(*held);
+        if (!(*held)->nonblocking) {
+            int waited = wait_for_connection(held, fd, &deadline);
+            if (waited < 0)
+                return waited;
+            ready = (unsigned)waited;
+        }
+        int result = accept_any(*held, ready, fd, address, length, flags, plain);
+        if (result != -EAGAIN || (*held)->nonblocking)
             return result;
     }
+    struct inherited inherited = inherited_from(*held);
+    int result;
+    sock_put(*held);
+    *held = NULL;
+    do
+        result = accept_tcp(&inherited, fd, address, length, flags, plain);
+    while (result == -ECONNABORTED && inherited.strict);
+    return result;
 }
 
 int switch_accept(int fd, struct sockaddr *address, socklen_t *length, int flags, bool plain)
 {
-    struct sock *sock = fdtable_get(fd);
     int result, saved = errno;
-    if (!sock || switch_guard || lifecycle_borrowed()) {
+    struct sock *sock = switch_guard || lifecycle_borrowed() ? NULL : hold(fd);
+    if (!sock) {
         result = accept_real(fd, address, length, flags, plain);
-        if (sock)
-            sock_put(sock);
-        else if (result >= 0)
+        if (result >= 0 && !lifecycle_borrowed())
             fdtable_drop(result);
         return result;
     }
-    lifecycle_check();
-    if (flags & ~(SOCK_NONBLOCK | SOCK_CLOEXEC))
-        result = -EINVAL;
-    else if (sock_phase(sock) == SOCK_LISTENING)
-        result = accept_listening(&sock, fd, address, length, flags, plain);
-    else if (sock_phase(sock) == SOCK_CONNECTED)
+    if (flags & ~(SOCK_NONBLOCK | SOCK_CLOEXEC) || sock_phase(sock) == SOCK_CONNECTED)
         result = -EINVAL;
     else
-        do
-            result = accept_tcp(sock, fd, address, length, flags, plain);
-        while (result == -ECONNABORTED && sock->strict);
+        result = accept_held(&sock, fd, address, length, flags, plain);
     if (sock)
         sock_put(sock);
     if (result < 0)
@@ -591,6 +650,7 @@ int switch_getpeername(int fd, struct sockaddr *address, socklen_t *length)
 
 int switch_shutdown(int fd, int how)
 {
+    int saved = errno;
     struct sock *sock = fdtable_get(fd);
     if (!sock)
         return real.shutdown(fd, how);
@@ -613,6 +673,9 @@ int switch_shutdown(int fd, int how)
             result = real.shutdown(fd, how);   /* first: who the companions wake looks at the listener */
             companion_silence(sock);
             companion_leave(sock, fd);
+            companion_turn_away(sock);
+            if (result == 0)
+                errno = saved;
             atomic_store(&sock->phase, SOCK_FRESH);   /* a new listen() makes new companions */
         } else {
             result = real.shutdown(fd, how);
@@ -722,8 +785,8 @@ static bool hand_on(int fd, struct sock *sock, void *context)
         return true;                   /* close-on-exec */
     if (!sock->nonblocking)
         real.fcntl(fd, F_SETFL, real.fcntl(fd, F_GETFL, 0) & ~O_NONBLOCK);
-    /* Who has not served it so far hands it on, and the next program knows no companion: clients must not wait there. */
-    if (!sock->served)
+    /* Nobody has served it so far: it is handed on, and the next program knows no companion. Clients must not wait. */
+    if (!companion_is_served(sock))
         companion_silence(sock);
     return true;
 }
