@@ -6,6 +6,7 @@ The way of a start with a cached policy imports only small modules; everything e
 from __future__ import annotations
 
 import os
+import stat
 import sys
 
 from interposer.launch import elf, environment, runtime, table_cache
@@ -185,7 +186,8 @@ def _start(options: Options, ignored: Sequence[str]) -> None:
     if program.obstacle and options.require:
         raise Failure(f"{path} cannot be interposed: {program.obstacle}; without --require it runs on plain TCP")
     table = _table(options, environ)
-    additions = environment.additions(environ, table=table.path, log=_usable_log(options.log))
+    log = _usable_log(options.log, options.dry_run)
+    additions = environment.additions(environ, table=table.path, log=log)
     for warning in table.warnings:
         _say(f"warning: {warning}")
     if options.dry_run:
@@ -198,7 +200,7 @@ def _start(options: Options, ignored: Sequence[str]) -> None:
         _say(f"{path} cannot be interposed: {program.obstacle}; it runs on plain TCP{children}")
     if program.obstacle and not program.static:
         _become(program, options.command, environ, ignored)
-    _helper(table, options.log or environ.get("INTERPOSER_LOG", ""), options.require)
+    _helper(table, log or environ.get("INTERPOSER_LOG", ""), options.require)
     if options.verbose:
         for name, value in additions.items():
             _say(f"{name}={value}")
@@ -246,12 +248,21 @@ def _helper(table: table_cache.Cached, log: str, require: bool) -> None:
         _say(f"{message}; programs that cannot embed Python stay on TCP where a rule asks a function")
 
 
-def _usable_log(path: str) -> str:
-    if path:
-        try:
-            os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        except OSError as error:
-            raise Failure(f"--log: cannot write {path}: {error.strerror}; name another file") from None
+def _usable_log(path: str, dry_run: bool) -> str:
+    """The file that the option means, made if need be: the library and the helper follow no symbolic link."""
+    if not path:
+        return ""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+    try:
+        if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
+            raise Failure(f"--log: {path} is not a regular file; name another file")
+        path = os.path.realpath(path)
+        if not dry_run:
+            os.close(os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW, 0o600))
+        elif not os.access(path if os.path.exists(path) else os.path.dirname(path), os.W_OK):
+            raise Failure(f"--log: cannot write {path}; name another file")
+    except OSError as error:
+        raise Failure(f"--log: cannot write {path}: {error.strerror}; name another file") from None
     return path
 
 

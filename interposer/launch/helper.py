@@ -7,8 +7,16 @@ import os
 import struct
 import sys
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from interposer.policy.helper import Helper
+
 ATTEMPTS = 10
 ANSWER_SECONDS = 1.0
+START_SECONDS = 10.0
+READY = b"ready"
 NOT_INHERITED = ("LD_PRELOAD", "INTERPOSER", "INTERPOSER_TABLE", "INTERPOSER_LOG", "INTERPOSER_POLICY")
 
 
@@ -19,9 +27,9 @@ class HelperError(OSError):
 def spawn(table_path: str, address: str, log: str | None = None) -> None:
     """Makes sure that a helper serves `table_path` at the abstract `address` for as long as this process lives.
 
-    This process becomes the program by exec and keeps its pid, so the helper watches that. When this returns the socket
-    listens. The helper is no child of the program, has no terminal, and holds none of its descriptors. Raises
-    HelperError.
+    This process becomes the program by exec and keeps its pid, so the helper watches that. When this returns the helper
+    has read the table and answers. It is no child of the program, has no terminal, and holds none of its descriptors.
+    Raises HelperError.
     """
     pidfd = os.pidfd_open(os.getpid())
     try:
@@ -67,22 +75,50 @@ def _join(address: str, pidfd: int) -> bool:
 
 
 def _fork(listener: _socket.socket, pidfd: int, table_path: str, log: str | None) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
     child = os.fork()
-    if child:
-        os.waitpid(child, 0)
-        return
+    if not child:
+        _detach(theirs.fileno(), listener, pidfd, table_path, log)
+    theirs.close()
     try:
+        os.waitpid(child, 0)
+    except ChildProcessError:
+        pass  # our caller ignores SIGCHLD, so the kernel has reaped it
+    ours.settimeout(START_SECONDS)
+    try:
+        answer = ours.recv(4096)
+    except TimeoutError:
+        raise HelperError(f"it is not ready after {START_SECONDS:.0f} s") from None
+    finally:
+        ours.close()
+    if answer != READY:
+        raise HelperError(answer.decode(errors="backslashreplace") or "it ended")
+
+
+def _detach(answer: int, listener: _socket.socket, pidfd: int, table_path: str, log: str | None) -> NoReturn:
+    """In the child, which ends at once. The grandchild says READY or what went wrong, and serves."""
+    import fcntl
+
+    try:
+        answer = fcntl.fcntl(answer, fcntl.F_DUPFD, 64)
         os.setsid()
         if os.fork() == 0:
-            _become_helper(listener, pidfd, table_path, log)
+            helper = _become_helper(answer, listener, pidfd, table_path, log)
+            os.write(answer, READY)
+            os.close(answer)
+            answer = -1
+            helper.run()
+    except BaseException as error:
+        os.write(answer, str(error).encode(errors="backslashreplace")[:4096])
     finally:
         os._exit(0)
 
 
-def _become_helper(listener: _socket.socket, pidfd: int, table_path: str, log: str | None) -> None:
-    """In the grandchild. Keeps two descriptors and the log, and nothing that could hold the program's things open."""
+def _become_helper(answer: int, listener: _socket.socket, pidfd: int, table_path: str, log: str | None) -> Helper:
+    """Keeps two descriptors, the log and `answer`, and nothing that could hold the program's things open."""
     import fcntl
 
     high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 64) for fd in (listener.fileno(), pidfd)]
@@ -95,12 +131,13 @@ def _become_helper(listener: _socket.socket, pidfd: int, table_path: str, log: s
         os.dup2(null, number)
     for number, fd in enumerate(high):
         os.dup2(fd, 3 + number, inheritable=False)
-    os.closerange(3 + len(high), os.sysconf("SC_OPEN_MAX"))
+    os.closerange(3 + len(high), answer)
+    os.closerange(answer + 1, os.sysconf("SC_OPEN_MAX"))
     os.chdir("/")
     for name in NOT_INHERITED:
         os.environ.pop(name, None)
     with open("/proc/self/comm", "w") as comm:
         comm.write("sanrun-helper")
-    from interposer.policy.helper import serve
+    from interposer.policy.helper import prepare
 
-    serve(3, table_path, 4, 5 if log else -1)
+    return prepare(3, table_path, 4, 5 if log else -1)

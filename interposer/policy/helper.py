@@ -301,15 +301,16 @@ class Helper:
             )
 
 
-def serve(listening_socket_fd: int, table_path: str, watch_pidfd: int, log_fd: int = -1) -> None:
-    """Answers on a listening AF_UNIX SOCK_SEQPACKET socket until the watched process and all clients are gone.
+def prepare(listening_socket_fd: int, table_path: str, watch_pidfd: int, log_fd: int = -1) -> Helper:
+    """One whose run() answers on a listening AF_UNIX SOCK_SEQPACKET socket until the watched process and all clients
+    are gone.
 
     Raises OSError or TableError when the table cannot be read at the start.
     """
     listener = _socket.socket(fileno=listening_socket_fd)
     listener.setblocking(False)
     sys.dont_write_bytecode = True
-    Helper(listener, table_path, [watch_pidfd], log_fd).run()
+    return Helper(listener, table_path, [watch_pidfd], log_fd)
 
 
 def descriptors(control: list[tuple[int, int, bytes]]) -> list[int]:

@@ -202,6 +202,49 @@ def test_log_reaches_the_program_as_an_absolute_path(sanrun: Run, tmp_path: Path
     assert log.stat().st_mode & 0o777 == 0o600
 
 
+def test_log_through_a_symbolic_link(sanrun: Run, tmp_path: Path) -> None:
+    """O3: the library follows none, so it is given the file itself."""
+    log, link = tmp_path / "log", tmp_path / "link"
+    link.symlink_to(log)
+    assert sanrun("--log", str(link), "sh", "-c", "echo $INTERPOSER_LOG").stdout == f"{log}\n"
+    assert log.exists()
+
+
+def test_log_that_is_no_file(sanrun: Run, tmp_path: Path) -> None:
+    """O3, O4: a pipe or a device cannot be the log."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in ("/dev/null", "/dev/stderr", str(tmp_path / "pipe"), str(tmp_path)):
+        result = sanrun("--log", path, "echo", "started")
+        assert (result.returncode, result.stdout) == (125, "")
+        assert f"--log: {path} is not a regular file" in result.stderr
+
+
+def test_helper_that_cannot_start_is_told(sanrun: Run, policy: Callable[[str], str], tmp_path: Path) -> None:
+    """O4: not swallowed by the process that failed; with --require nothing is started."""
+    path = policy('version = 1\n[defaults]\nengine = "reactive"\n')
+    (tmp_path / "link").symlink_to("log")
+    words = ("--policy", path, "echo", "started")
+    result = sanrun(*words, INTERPOSER_LOG=str(tmp_path / "link"))
+    assert (result.returncode, result.stdout) == (0, "started\n")
+    assert "helper process did not start: [Errno 40]" in result.stderr
+    assert sanrun("--require", *words, INTERPOSER_LOG=str(tmp_path / "link")).returncode == 125
+
+
+def test_helper_of_a_caller_that_ignores_its_children(environ: dict[str, str], policy: Callable[[str], str]) -> None:
+    """P8, O4: the kernel then reaps what sanrun forks."""
+    path = policy('version = 1\n[defaults]\nengine = "reactive"\n')
+    result = subprocess.run(
+        [SANRUN, "--policy", path, "echo", "started"],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN),
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "started\n", "")
+
+
 def test_version_and_help(sanrun: Run) -> None:
     """O4: on stdout, with success."""
     assert sanrun("--version").stdout.startswith("sanrun 0.")
