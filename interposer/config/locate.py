@@ -35,7 +35,7 @@ def locate(path_option: str | None, environ: Mapping[str, str]) -> list[str]:
         return _named(named, " that INTERPOSER_POLICY names")
     for path in (os.path.join(_config_home(environ), "interposer", "policy.toml"), SYSTEM_FILE):
         files = [path] if os.path.isfile(path) else []
-        files += _drop_ins(path)
+        files += _drop_ins(path, named=False)
         if files:
             _check_owners(files)
             return files
@@ -59,7 +59,7 @@ def _named(path: str, whose: str) -> list[str]:
     if not os.path.isfile(path):
         what = "does not exist" if not os.path.exists(path) else "is not a file"
         raise PolicyError([Problem(path, 0, f"the policy file{whose} {what}", "name a TOML file")])
-    return [path, *_drop_ins(path)]
+    return [path, *_drop_ins(path, named=True)]
 
 
 def _check_owners(files: list[str]) -> None:
@@ -77,14 +77,18 @@ def _check_owners(files: list[str]) -> None:
         raise PolicyError(problems)
 
 
-def _drop_ins(path: str) -> list[str]:
+def _drop_ins(path: str, *, named: bool) -> list[str]:
     folder = os.path.join(os.path.dirname(path), "policy.d")
     try:
         names = sorted(os.listdir(folder))
     except (FileNotFoundError, NotADirectoryError):
         return []
-    except PermissionError:
-        raise PolicyError([Problem(folder, 0, "the directory cannot be read", "make it readable")]) from None
+    except OSError as error:
+        # Of a place that nobody named, as another user's HOME, what cannot be reached is not there.
+        if not named and isinstance(error, PermissionError) and not os.path.lexists(folder):
+            return []
+        message = f"the directory cannot be read: {error.strerror}"
+        raise PolicyError([Problem(folder, 0, message, "make it readable, or remove it")]) from None
     found = [os.path.join(folder, name) for name in names if name.endswith(".toml") and not name.startswith(".")]
     return [name for name in found if os.path.isfile(name)]
 

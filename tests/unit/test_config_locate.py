@@ -106,6 +106,32 @@ def test_policy_of_another_user_is_not_taken_by_itself(home: Path) -> None:
         os.chown(stranger, 0, 0)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_place_out_of_reach_is_not_there_unless_it_was_named(home: Path) -> None:
+    """P4, X3: A user with root's HOME has no policy there; a policy.d of one's own that cannot be read is an error."""
+    (home / "root").mkdir(mode=0o700)
+    mine = home / "mine" / "interposer"
+    (mine / "policy.d").mkdir(parents=True, mode=0o700)
+    for folder in (home, *list(home.parents)[:-2]):
+        folder.chmod(folder.stat().st_mode | 0o011)
+    os.seteuid(1234)
+    try:
+        assert locate(None, {"HOME": str(home / "root")}) == []
+        with pytest.raises(config.PolicyError, match=r"policy\.d: the directory cannot be read: Permission denied"):
+            locate(None, {"XDG_CONFIG_HOME": str(home / "mine")})
+    finally:
+        os.seteuid(0)
+
+
+def test_drop_ins_that_cannot_be_listed(home: Path) -> None:
+    """P4: A problem of the policy, no traceback."""
+    interposer = home / "xdg" / "interposer"
+    interposer.mkdir(parents=True)
+    (interposer / "policy.d").symlink_to("policy.d")
+    with pytest.raises(config.PolicyError, match=r"policy\.d: the directory cannot be read: Too many"):
+        locate(None, {"XDG_CONFIG_HOME": str(home / "xdg")})
+
+
 def test_stamp_changes_with_the_files(home: Path) -> None:
     """P6: The cache key changes with a file's contents, and when one comes or goes."""
     path = put(home / "policy.toml")
