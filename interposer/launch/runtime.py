@@ -12,6 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+PID_DIGITS = 7
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -19,9 +20,11 @@ class Refused(Exception):
     """The run-time directory cannot be used; the message says why and what to do."""
 
 
-def directory(environ: Mapping[str, str]) -> str:
-    """The directory, made if need be. Raises Refused."""
+def directory(environ: Mapping[str, str], *, make: bool = True) -> str:
+    """The directory, made if need be unless not `make`. Raises Refused."""
     path = _choose(environ)
+    if not make and not os.path.lexists(path):
+        return path
     try:
         os.mkdir(path, 0o700)
         os.chmod(path, 0o755)  # a program started here may become another user and still reads its table
@@ -88,13 +91,25 @@ def _reclaim(place: str) -> None:
     """Removes what a killed writer left."""
     for name in os.listdir(place):
         words = name.split(".")
-        if words[-1] == "new" and words[-2:-1] and words[-2].isdigit():
+        if words[-1] == "new" and words[-2:-1] and _is_left(words[-2]):
             try:
-                os.kill(int(words[-2]), 0)
-            except ProcessLookupError:
                 os.unlink(f"{place}/{name}")
-            except OSError:
-                pass
+            except FileNotFoundError:
+                pass  # another launcher was faster
+
+
+def _is_left(writer: str) -> bool:
+    if not (writer.isascii() and writer.isdecimal()) or len(writer) > PID_DIGITS:
+        return False
+    if int(writer) == os.getpid():
+        return True  # its writer had the pid that is now ours
+    try:
+        os.kill(int(writer), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def read(path: str) -> bytes | None:

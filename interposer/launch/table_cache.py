@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["Cached", "Choice", "NoEngine", "PolicyError", "choose", "fetch", "helper_address", "key", "path", "preview"]
 
 
-MODULES = "\nmodules of functions:\n"
+FILES = "\nother files that it was made from:\n"
+PASSWD = "/etc/passwd"  # a policy's user names are looked up when it is compiled
 
 
 class NoEngine(Exception):
@@ -95,7 +96,7 @@ def fetch(choice: Choice, environ: Mapping[str, str], *, fresh: bool = False) ->
 
 def preview(choice: Choice, environ: Mapping[str, str]) -> Cached:
     """The table that `fetch` would make; nothing is written. Raises as `fetch` does."""
-    place = path(runtime.directory(environ), choice)
+    place = path(runtime.directory(environ, make=False), choice)
     loaded, data = compile_choice(choice, environ, helper=helper_address(place), wanted=key(choice))
     return Cached(place, data, [str(problem) for problem in loaded.warnings])
 
@@ -117,7 +118,7 @@ def compile_choice(
         search_path=libpython.search_path(),
         engine_module=ENGINE,
         helper=helper,
-        key=wanted + MODULES + locate.stamp(list(loaded.modules)),
+        key=wanted + FILES + locate.stamp([PASSWD, ENGINE, *([library] if library else []), *loaded.modules]),
         providers_override=choice.providers or None,
         require=choice.require,
     )
@@ -150,8 +151,8 @@ def helper_address(table_path: str) -> str:
 
 def _current(stored: str, wanted: str) -> bool:
     """Whether a table with that key is what `wanted` asks for; only a table knows which modules its policy names."""
-    policy, _, modules = stored.partition(MODULES)
-    return policy == wanted and modules == locate.stamp([line.split("\t")[0] for line in modules.splitlines()])
+    policy, _, files = stored.partition(FILES)
+    return policy == wanted and files == locate.stamp([line.split("\t")[0] for line in files.splitlines()])
 
 
 def _functions(data: bytes) -> int:

@@ -120,6 +120,25 @@ def test_changed_function_counts_as_a_change(policy: Path, environ: dict[str, st
         fetch(policy, environ)
 
 
+@pytest.mark.parametrize("name", ["ENGINE", "PASSWD"])
+def test_what_else_a_table_names_counts_as_a_change(
+    policy: Path, environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """P3, O4: users are looked up when a policy is compiled, and a missing engine is told at every start."""
+    file = tmp_path / "file"
+    file.write_text("1")
+    monkeypatch.setattr(table_cache, name, str(file))
+    policy.write_text('version = 1\n[defaults]\nengine = "startup"\n')
+    first = made(fetch(policy, environ))
+    assert made(fetch(policy, environ)) == first
+    file.write_text("more")
+    assert made(fetch(policy, environ)) != first
+    file.unlink()
+    if name == "ENGINE":
+        with pytest.raises(table_cache.NoEngine):
+            fetch(policy, environ)
+
+
 def test_options_have_tables_of_their_own(policy: Path, environ: dict[str, str]) -> None:
     """X7: --require and --provider of one program do not reach another's table."""
     tables = [fetch(policy, environ), fetch(policy, environ, "tcp"), fetch(policy, environ, require=True)]

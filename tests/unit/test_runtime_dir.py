@@ -110,11 +110,15 @@ def test_what_a_killed_writer_left_is_reclaimed(tmp_path: Path) -> None:
     child = subprocess.Popen(["true"])
     child.wait(timeout=10)
     dead, alive = tmp_path / f"table-1.{child.pid}.new", tmp_path / "table-1.1.new"
-    dead.touch()
-    alive.touch()
+    ours = tmp_path / f"table-2.{os.getpid()}.new"
+    strange = [tmp_path / f"x.{word}.new" for word in ("²", "٣", "9" * 40, "")]
+    for path in (dead, alive, ours, *strange):
+        path.touch()
     runtime.write(str(tmp_path / "table-2"), b"x")
     assert not dead.exists()
+    assert not ours.exists()
     assert alive.exists()
+    assert all(path.exists() for path in strange)
 
 
 def test_full_disk_is_told_with_a_remedy(tmp_path: Path) -> None:
