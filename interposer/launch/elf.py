@@ -64,6 +64,8 @@ def find(name: str, environ: Mapping[str, str]) -> str:
             continue
         if stat.S_ISDIR(mode):
             refused = refused or f"{path} is a directory"
+        elif not stat.S_ISREG(mode):
+            refused = refused or f"{path} is not a regular file"
         elif not os.access(path, os.X_OK, effective_ids=True):
             refused = refused or f"{path} is not executable; chmod +x {path} if it should be"
         else:
@@ -81,12 +83,14 @@ def inspect(path: str, library_head: bytes | None) -> Program:
     binary = path
     for _ in range(SCRIPT_DEPTH):
         try:
-            fd = os.open(binary, os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(binary, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError:
             raise NotFound(f"{path} wants the interpreter {binary}, which does not exist") from None
         except OSError:
             return Program(path, binary, _privilege(binary), False)  # may be executable without being readable
         try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise NotExecutable(f"{path} wants the interpreter {binary}, which is not a regular file")
             head = os.read(fd, HEAD_SIZE)
             if not head.startswith(b"#!"):
                 return Program(path, binary, *_inspect_binary(fd, binary, head, library_head))

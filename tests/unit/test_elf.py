@@ -144,6 +144,24 @@ def test_missing_interpreter_and_loader_are_named(tmp_path: Path) -> None:
         elf.inspect(str(binary), HEAD)
 
 
+def test_interpreter_that_is_no_file(tmp_path: Path) -> None:
+    """O4: refused as the kernel would, without waiting for a pipe's other end."""
+    os.mkfifo(tmp_path / "pipe")
+    script = tmp_path / "script"
+    for interpreter in (tmp_path, tmp_path / "pipe", "/dev/null"):
+        script.write_text(f"#!{interpreter}\n")
+        with pytest.raises(elf.NotExecutable, match="not a regular file"):
+            elf.inspect(str(script), HEAD)
+
+
+def test_find_wants_a_regular_file(tmp_path: Path) -> None:
+    """O4: opening a pipe would wait for ever."""
+    os.mkfifo(tmp_path / "pipe", 0o755)
+    (tmp_path / "pipe").chmod(0o755)
+    with pytest.raises(elf.NotExecutable, match="not a regular file"):
+        elf.find(f"{tmp_path}/pipe", {})
+
+
 def test_find_goes_through_path_as_exec_does(tmp_path: Path) -> None:
     """O4: the first executable file wins; directories and data files are passed by."""
     first, second = tmp_path / "a", tmp_path / "b"
