@@ -80,8 +80,8 @@ def _parse(path: str) -> ast.Module:
         raise BadFunction(f'"{path}" cannot be read: {error.strerror}', "make it readable") from None
     except SyntaxError as error:
         raise BadFunction(f"not Python: {error.msg}", "correct the line", path, error.lineno or 0) from None
-    except ValueError as error:
-        raise BadFunction(f"not Python: {error}", "correct the file", path) from None
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise BadFunction(f"not Python: {error or 'nested too deeply'}", "correct the file", path) from None
 
 
 def _top_level_names(body: list[ast.stmt]) -> Iterator[tuple[str, ast.stmt]]:

@@ -129,11 +129,14 @@ class _File:
     def parse(self, text: str) -> bool:
         try:
             self.data = tomllib.loads(text)
+            self.lines = lines_of(text)
+        except RecursionError:
+            self.problems.append(Problem(self.path, 0, "nested too deeply", "take brackets away"))
+            return False
         except tomllib.TOMLDecodeError as error:
             message, line = _toml_error(str(error), text)
             self.problems.append(Problem(self.path, line, f"not TOML: {message}", "correct the line"))
             return False
-        self.lines = lines_of(text)
         self.known_keys((), self.data, TOP_KEYS, "the file")
         version = self.data.get("version")
         misspelt = any(nearest(key, TOP_KEYS) == "version" for key in self.data)

@@ -239,6 +239,16 @@ def test_unreadable_files(tmp_path: Path) -> None:
         config.load(str(path), {})
 
 
+@pytest.mark.parametrize("text", ["x = " + "[" * 5000, "x = " + "[" * 5000 + "]" * 5000, "x = [" + "{a = " * 5000])
+def test_deep_nesting(tmp_path: Path, text: str) -> None:
+    """P4: A problem with the file's name, no traceback."""
+    path = tmp_path / "policy.toml"
+    path.write_text(HEAD + text)
+    path.chmod(0o644)
+    with pytest.raises(config.PolicyError, match=r"policy\.toml: nested too deeply"):
+        config.load(str(path), {})
+
+
 def test_user_names_and_numbers(tmp_path: Path) -> None:
     """P3: A user is a name of this machine, or a number."""
     entry = pwd.getpwuid(os.getuid())
