@@ -6,7 +6,7 @@ import argparse
 import os
 
 from interposer import config
-from interposer.cli.output import PROBLEM
+from interposer.cli.output import PROBLEM, clean
 from interposer.config.problems import PolicyError, Problem
 
 
@@ -19,13 +19,13 @@ def run(options: argparse.Namespace) -> int:
         loaded = config.load(options.file, os.environ)
     except PolicyError as error:
         for problem in error.problems:
-            print(problem)
+            print(clean(str(problem)))
         return PROBLEM
     for warning in loaded.warnings:
-        print(Problem(warning.file, warning.line, f"warning: {warning.message}", warning.hint))
+        print(clean(str(Problem(warning.file, warning.line, f"warning: {warning.message}", warning.hint))))
     if loaded.files:
         rules = len(loaded.policy.all_rules())
-        print(f"{', '.join(loaded.files)}: {rules} {'rule' if rules == 1 else 'rules'}, no errors")
+        print(f"{clean(', '.join(loaded.files))}: {rules} {'rule' if rules == 1 else 'rules'}, no errors")
     else:
         print("there is no policy file: the built-in defaults hold (unix on this machine, TCP elsewhere)")
     return 0

@@ -102,6 +102,8 @@ def parse(arguments: Sequence[str]) -> Options:
             raise Failure(f"{name} takes no value")
         else:
             raise Failure(f"unknown option {word}{_nearest(name)}; sanrun --help lists all")
+    if options.require and options.providers == ["tcp"]:
+        raise Failure("--provider tcp contradicts --require, by which nothing may be on TCP; omit one of them")
     options.command = list(arguments[position:])
     return options
 
@@ -117,9 +119,11 @@ def _set_value(options: Options, name: str, value: str) -> None:
         options.providers = [word.strip() for word in value.split(",")]
         if options.providers == ["tcp"]:
             return
+        if "tcp" in options.providers:
+            raise Failure("--provider: tcp stands alone; it is what remains where no provider can be used, so omit it")
         for word in options.providers:
             if word not in NAMES:
-                nearest = _nearest(word, [*NAMES, "tcp"])
+                nearest = _nearest(word, NAMES)
                 known = ", ".join(NAMES)
                 raise Failure(f"--provider: unknown provider {word!r}{nearest}; known are: {known}, or tcp alone")
 
@@ -148,21 +152,18 @@ def main(*ignored: str) -> NoReturn:
     try:
         options = parse(sys.argv[1:])
         if options.show == "--help":
-            sys.stdout.write(USAGE)
+            _print(USAGE)
         elif options.show == "--version":
             from interposer import __version__
 
-            sys.stdout.write(f"sanrun {__version__}\n")
+            _print(f"sanrun {__version__}\n")
         elif not options.command:
             raise Failure("no command; usage: sanrun [options] [--] CMD [ARG...], and sanrun --help says more")
         else:
             _start(options, ignored)
-        sys.stdout.flush()
     except Failure as failure:
         _say(str(failure))
         sys.exit(failure.status)
-    except BrokenPipeError:
-        os._exit(FAILED)
     except Exception:
         sys.excepthook(*sys.exc_info())  # a bug of ours must not look like an exit status of the command
         sys.exit(FAILED)
@@ -193,7 +194,7 @@ def _start(options: Options, ignored: Sequence[str]) -> None:
     if options.dry_run:
         from interposer.cli import dry_run
 
-        sys.stdout.write(dry_run.report(program, options.command, environ, additions, table.data))
+        _print(dry_run.report(program, options.command, environ, additions, table.data))
         return
     if program.obstacle:
         children = ", what it starts may still be interposed" if program.static else ""
@@ -283,8 +284,27 @@ def _become(
         raise Failure(f"cannot execute {path}: {error.strerror}", NOT_EXECUTABLE) from None
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
+    if sys.stdout is None:
+        return
     try:
-        sys.stderr.write("".join(f"sanrun: {line}\n" for line in text.splitlines()))
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="backslashreplace")
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            _say(f"cannot write the output: {error.strerror}")
+        os._exit(FAILED)  # at a normal exit Python would try to write the rest once more
+
+
+def _say(text: str) -> None:
+    lines = text.split("\n")
+    if not all(line.isprintable() for line in lines):
+        from interposer.cli.output import clean
+
+        lines = [clean(line) for line in lines]
+    try:
+        sys.stderr.write("".join(f"sanrun: {line}\n" for line in lines))
     except (OSError, AttributeError):
         pass  # a closed stderr is no reason to stop

@@ -254,6 +254,17 @@ def test_version_and_help(sanrun: Run) -> None:
         assert "usage: sanrun" in result.stdout
 
 
+def test_output_that_cannot_be_written(environ: dict[str, str]) -> None:
+    """O4: one line and 125."""
+    for word in ("--help", "--version"):
+        with open("/dev/full", "w") as full:
+            result = subprocess.run(
+                [SANRUN, word], env=environ, stdout=full, stderr=subprocess.PIPE, text=True, timeout=30, check=False
+            )
+        assert result.returncode == 125
+        assert result.stderr == "sanrun: cannot write the output: No space left on device\n"
+
+
 def test_dry_run_shows_and_starts_nothing(sanrun: Run, policy: Callable[[str], str], tmp_path: Path) -> None:
     """P3, O4: which sections and rules apply, with their places; other programs' sections do not."""
     path = policy(
@@ -268,7 +279,16 @@ def test_dry_run_shows_and_starts_nothing(sanrun: Run, policy: Callable[[str], s
     assert f"{path}:4: listen -> unix" in result.stdout
     assert f"{path}:9" not in result.stdout
     assert f"{path}:12: connect -> tcp" in result.stdout
-    assert not list(Path(tmp_path / "run").glob("interposer/table-*"))
+
+
+def test_dry_run_makes_nothing(sanrun: Run, tmp_path: Path) -> None:
+    """O4: neither a log nor a run-time directory."""
+    before = sorted(tmp_path.rglob("*"))
+    result = sanrun("--dry-run", "--log", str(tmp_path / "log"), "true")
+    assert result.returncode == 0, result.stderr
+    assert f"INTERPOSER_LOG={tmp_path}/log" in result.stdout
+    assert sorted(tmp_path.rglob("*")) == before
+    assert sanrun("--dry-run", "--log", "/no/such/place/log", "true").returncode == 125
 
 
 # What cannot be interposed
@@ -402,6 +422,8 @@ def test_child_with_capabilities_of_a_shell(sanrun: Run, compiled: Callable[...,
         (("--log=", "true"), "--log wants a value"),
         (("-x", "true"), "unknown option -x"),
         (("--provider", "unxi", "true"), "perhaps you mean unix"),
+        (("--provider", "unix,tcp", "true"), "tcp stands alone"),
+        (("--provider", "tcp", "--require", "true"), "--provider tcp contradicts --require"),
         (("--policy", "/no/such/policy.toml", "true"), "/no/such/policy.toml"),
         (("--log", "/no/such/place/log", "true"), "--log: cannot write /no/such/place/log"),
     ],
@@ -423,6 +445,19 @@ def test_bad_policy_lists_every_problem(sanrun: Run, policy: Callable[[str], str
     assert "providers" in result.stderr
     assert f"{path}:5: " in result.stderr
     assert "listen" in result.stderr
+
+
+def test_problems_cannot_steer_the_terminal(sanrun: Run, policy: Callable[[str], str]) -> None:
+    """P4: what a policy says is spelled out."""
+    path = policy('version = 1\n[[rule]]\nrole = "\\u001b[31m"\nuse = "tcp"\n"\\u001b]0;x\\u0007" = 1\n')
+    result = sanrun("--policy", path, "echo", "started")
+    assert result.returncode == 125
+    assert "\x1b" not in result.stderr
+    check = subprocess.run(
+        [str(Path(SANRUN).with_name("sanctl")), "check", path], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (check.returncode, "\x1b" in check.stdout) == (1, False)
+    assert "\\x1b]0;x\\x07" in check.stdout
 
 
 def test_policy_warnings_come_once_and_when_asked_for(sanrun: Run, policy: Callable[[str], str]) -> None:
