@@ -152,7 +152,20 @@ def _build_engine(output: Path, verbose: bool) -> Path:
 
 def build_launcher(output: Path) -> None:
     """Compiles the command sanrun. Raises BuildError."""
-    _run(["gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-o", str(output), str(LAUNCHER)])
+    fresh = output.with_suffix(f".{os.getpid()}.new")
+    try:
+        _run(["gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-o", str(fresh), str(LAUNCHER)])
+        os.replace(fresh, output)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def refresh_launcher(prefix: Path) -> None:
+    """Compiles the command sanrun anew where an editable install put one that is out of date. Raises BuildError."""
+    installed = prefix / "bin" / "sanrun"
+    if installed.exists() and _stale(installed, [LAUNCHER]):
+        build_launcher(installed)
+        print(f"built {installed}")
 
 
 def _run(command: Sequence[str]) -> str:
@@ -209,6 +222,8 @@ class BuildScripts(Command):
 def main() -> int:
     try:
         build_all(ROOT / "interposer", ROOT / ".build")
+        if sys.prefix != sys.base_prefix:
+            refresh_launcher(Path(sys.prefix))
     except BuildError as error:
         sys.stderr.write(str(error))
         return 1
