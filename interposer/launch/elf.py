@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 PT_INTERP = 3
 HEAD_SIZE = 4096
+HEADERS_MAX = 65536  # of the kernel's
 STATIC = "it is statically linked"
 SCRIPT_DEPTH = 5
 """How many `#!` lines the kernel follows."""
@@ -178,4 +179,7 @@ def _loader(fd: int, head: bytes) -> str:
 def _read_at(fd: int, head: bytes, offset: int, size: int) -> bytes:
     if offset + size <= len(head):
         return head[offset : offset + size]
-    return os.pread(fd, size, offset)
+    try:
+        return os.pread(fd, min(size, HEADERS_MAX), offset)
+    except (OSError, OverflowError):
+        return b""  # a damaged file: exec will say so

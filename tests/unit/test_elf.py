@@ -131,6 +131,15 @@ def test_broken_files_are_not_executable(tmp_path: Path, content: bytes) -> None
         elf.inspect(str(path), HEAD)
 
 
+@pytest.mark.parametrize("offset", [b"\xff" * 8, b"\xff" * 7 + b"\x7f"])
+def test_damaged_headers_are_left_to_exec(tmp_path: Path, offset: bytes) -> None:
+    """O4: where the program headers would stand far outside of the file."""
+    path = tmp_path / "program"
+    image = Path("/bin/true").read_bytes()
+    path.write_bytes(image[:32] + offset + image[40:])
+    assert elf.inspect(str(path), HEAD).static
+
+
 def test_missing_interpreter_and_loader_are_named(tmp_path: Path) -> None:
     """O4: the kernel's plain ENOENT would blame the program itself."""
     script = tmp_path / "script"
