@@ -294,17 +294,6 @@ int hook_sendmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags)
     return fdtable_companion(fd) ? data_sendmmsg(fd, messages, count, flags) : real.sendmmsg(fd, messages, count, flags);
 }
 
-/* sendfile on a companion is the kernel's own; the hook is here for providers that move data themselves. */
-ssize_t hook_sendfile(int to, int from, off_t *offset, size_t size)
-{
-    return real.sendfile(to, from, offset, size);
-}
-
-ssize_t hook_sendfile64(int to, int from, off_t *offset, size_t size)
-{
-    return real.sendfile64(to, from, offset, size);
-}
-
 /* --- readiness --- */
 
 int hook_poll(struct pollfd *fds, nfds_t count, int timeout)

@@ -147,6 +147,18 @@ static int concrete_local(struct sock *sock, int fd, const struct endpoint *sour
     return local_of(fd, local) && local->port ? 0 : -REASON_NO_PORT;
 }
 
+/* S13: the recorded options that the provider supports; 0 or the first -errno. */
+static int replay_options(const struct sock *sock, const struct san_provider *provider, wsp_descriptor descriptor)
+{
+    int error = 0;
+    for (int i = 0; !error && i < sock->noptions; i++) {
+        const struct sock_option *option = &sock->options[i];
+        if (provider->wsp_supports(option->level, option->name))
+            error = provider->wsp_setsockopt(descriptor, option->level, option->name, option->value, option->length);
+    }
+    return error;
+}
+
 /* wsp_socket, wsp_bind, wsp_setsockopt...: 0, or -errno with everything undone. */
 static int set_up(struct sock *sock, struct companion *companion, const struct endpoint *local)
 {
@@ -154,12 +166,8 @@ static int set_up(struct sock *sock, struct companion *companion, const struct e
     if (error)
         return error;
     error = companion->provider->wsp_bind(companion->descriptor, local);
-    for (int i = 0; !error && i < sock->noptions; i++) {
-        const struct sock_option *option = &sock->options[i];
-        if (companion->provider->wsp_supports(option->level, option->name))
-            error = companion->provider->wsp_setsockopt(companion->descriptor, option->level, option->name, option->value,
-                                                        option->length);
-    }
+    if (!error)
+        error = replay_options(sock, companion->provider, companion->descriptor);
     if (error)
         companion->provider->wsp_close_socket(companion->descriptor);
     return error;
@@ -401,11 +409,7 @@ int companion_accept(struct sock *sock, int index, bool nonblocking, bool cloexe
                                                &descriptor, local, peer);
     if (error)
         return error;
-    for (int i = 0; i < sock->noptions; i++) {
-        const struct sock_option *option = &sock->options[i];
-        if (listener->provider->wsp_supports(option->level, option->name))
-            listener->provider->wsp_setsockopt(descriptor, option->level, option->name, option->value, option->length);
-    }
+    replay_options(sock, listener->provider, descriptor);
     return listener->provider->wsp_detach(descriptor);
 }
 
