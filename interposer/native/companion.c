@@ -235,9 +235,10 @@ static int swap_in(struct sock *sock, int fd, int native, int parked)
     return swap.error;
 }
 
-int companion_connect(struct sock *sock, int fd, const struct endpoint *remote, const struct verdict *verdict)
+/* What the socket has been through may keep it on TCP: 0, or minus a reason number. A shared one does, because whoever
+ * shares it would not know, or not serve, the companion. */
+static int fitness(const struct sock *sock)
 {
-    int reason = REASON_NO_PROVIDER;
     if (sock->unfit)
         return -sock->unfit;
     if (sock->options_lost)
@@ -246,6 +247,14 @@ int companion_connect(struct sock *sock, int fd, const struct endpoint *remote, 
         return -REASON_EPOLL_LOST;
     if (sock->fork_count != lifecycle_forks())
         return -REASON_SHARED;
+    return 0;
+}
+
+int companion_connect(struct sock *sock, int fd, const struct endpoint *remote, const struct verdict *verdict)
+{
+    int reason = REASON_NO_PROVIDER, unfit = fitness(sock);
+    if (unfit)
+        return unfit;
     const struct sock_option *v6only = options_find(sock, IPPROTO_IPV6, IPV6_V6ONLY);
     if (sock->family == AF_INET6 && endpoint_is_v4(remote) && v6only && v6only->value[0])
         return -REASON_ADDRESS;        /* the kernel's error */
@@ -343,16 +352,10 @@ static void reset_served(struct sock *sock)
 
 int companion_listen(struct sock *sock, int fd, const struct verdict *verdict, int backlog)
 {
-    int reason = REASON_NO_PROVIDER;
-    if (sock->unfit)
-        return -sock->unfit;
-    if (sock->options_lost)
-        return -REASON_OPTIONS_LOST;
-    if (sock->registrations_lost)
-        return -REASON_EPOLL_LOST;
-    if (sock->fork_count != lifecycle_forks())
-        return -REASON_SHARED;         /* whoever shares it would not serve the companion */
-    if (!local_of(fd, &sock->local) || !sock->local.port)
+    int reason = REASON_NO_PROVIDER, unfit = fitness(sock);
+    if (unfit)
+        return unfit;
+    if (!sock->local.port)
         return -REASON_ADDRESS;
     if (sock->family == AF_INET6) {
         int only = 0;

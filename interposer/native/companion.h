@@ -7,7 +7,7 @@
 /* Connects fd to remote by the first provider of the verdict that can. 0: fd is the companion now. Minus a reason
  * number: TCP. A positive errno: final, TCP would fail too. */
 int companion_connect(struct sock *sock, int fd, const struct endpoint *remote, const struct verdict *verdict);
-/* Companion listeners for a TCP listener. 0: at least one serves; minus a reason number: TCP only. */
+/* Companion listeners for a TCP listener, whose address is in sock->local. 0: at least one serves; minus a reason number: TCP only. */
 int companion_listen(struct sock *sock, int fd, const struct verdict *verdict, int backlog);
 /* One connection from a companion listener. The new descriptor, *local and *peer; -EAGAIN, or another -errno. */
 int companion_accept(struct sock *sock, int index, bool nonblocking, bool cloexec, struct endpoint *local,

@@ -2,6 +2,7 @@
  * lock, which is held for a few instructions and never across a call. Runs after fork and in signal handlers. */
 #include "fdtable.h"
 #include "companion.h"
+#include "lifecycle.h"
 #include "readiness.h"
 #include "real.h"
 #include "stats.h"
@@ -214,6 +215,8 @@ static bool reclaim(int fd, struct sock *sock, void *context)
 bool hidden_reclaim(void)
 {
     int left = RECLAIM, saved = errno;
+    if (lifecycle_borrowed())          /* the parked sockets are the parent's */
+        return false;
     fdtable_each(0, ~0u, reclaim, &left);
     errno = saved;
     return left < RECLAIM;

@@ -39,7 +39,6 @@ struct sock_registration {
 struct companion {
     const struct san_provider *provider;
     wsp_descriptor descriptor;
-    wpu_handle handle;
 };
 
 struct sock {

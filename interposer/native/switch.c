@@ -5,7 +5,6 @@
 #include "companion.h"
 #include "flows.h"
 #include "lifecycle.h"
-#include "netinfo.h"
 #include "options.h"
 #include "readiness.h"
 #include "reasons.h"
@@ -15,7 +14,6 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <string.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #define SAME_SIDE_IN_A_ROW 8           /* connections from one side of a listener before the other is asked first */

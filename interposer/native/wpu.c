@@ -1,7 +1,6 @@
 /* Owns the handles that providers hold. A handle is an index and the generation of its pool item, so one that was given
  * back is recognised for ever. Lock-free; runs after fork and in signal handlers. */
 #include "fdtable.h"
-#include "readiness.h"
 #include <errno.h>
 
 struct handle {
