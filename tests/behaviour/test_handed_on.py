@@ -1,0 +1,132 @@
+"""Listeners that one process makes and another serves, and what is given back when descriptors run out.
+
+Each test is a program of a few lines under sanrun, which prints what it saw."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SANRUN = Path(sys.executable).parent / "sanrun"
+
+COMMON = """
+import os, resource, socket, subprocess, sys, threading, time
+def carrier(end):
+    return os.readlink(f"/proc/self/fd/{end.fileno()}") in tcp() and "tcp" or "san"
+def tcp():
+    inodes = [line.split()[9] for line in open("/proc/net/tcp").readlines()[1:]]
+    return {f"socket:[{inode}]" for inode in inodes}
+listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+listener.set_inheritable(True)
+address = listener.getsockname()
+def ask():
+    client = socket.create_connection(address, timeout=5)
+    client.settimeout(5)
+    try:
+        return carrier(client), client.recv(2).decode()
+    except TimeoutError:
+        return carrier(client), "silence"
+def serve(count):
+    for _ in range(count):
+        accepted, _ = listener.accept()
+        accepted.sendall(b"ok")
+        accepted.close()
+"""
+
+
+def said(program: str, *options: str) -> list[str]:
+    done = subprocess.run([SANRUN, "--", "/usr/bin/python3", "-c", COMMON + program, *options],
+                          capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_served_by_another_program() -> None:
+    """S23, T4: a listener that its maker never served is handed on by exec; no client waits at its companion."""
+    child = "import socket, sys; s = socket.socket(fileno=int(sys.argv[1])); a, _ = s.accept(); a.sendall(b'ok')"
+    assert said(f"""
+if os.fork() == 0:
+    os.environ.pop("LD_PRELOAD")
+    os.execv("/usr/bin/python3", ["python3", "-c", {child!r}, str(listener.fileno())])
+time.sleep(0.3)
+print(*ask())
+os.wait()
+""") == ["tcp", "ok"]
+
+
+def test_workers_stay_on_the_san() -> None:
+    """S23, T4: a master that serves nothing itself and execs something else leaves its workers their companion."""
+    assert said("""
+worker = os.fork()
+if worker == 0:
+    serve(2)
+    os._exit(0)
+print(*ask())
+if os.fork() == 0:
+    os.execv("/bin/true", ["true"])
+os.wait()
+print(*ask())
+""") == ["san", "ok", "san", "ok"]
+
+
+@pytest.mark.parametrize("way", ["fork", "posix_spawn"])
+def test_flags_of_an_inherited_listener(way: str) -> None:
+    """T3, T4: another program finds a blocking listener blocking, and the maker's accept goes on to wait."""
+    look = "import fcntl, os, sys; print(bool(fcntl.fcntl(int(sys.argv[1]), fcntl.F_GETFL) & os.O_NONBLOCK))"
+    assert said(f"""
+words = ["python3", "-c", {look!r}, str(listener.fileno())]
+if {way!r} == "fork":
+    child = os.fork()
+    if child == 0:
+        os.execv("/usr/bin/python3", words)
+else:
+    child = os.posix_spawn("/usr/bin/python3", words, os.environ)
+os.waitpid(child, 0)
+server = threading.Thread(target=serve, args=(1,))
+server.start()
+print(ask()[1])
+server.join()
+""") == ["False", "ok"]
+
+
+def test_fork_while_another_thread_accepts() -> None:
+    """S23, T4: a child that closed the listener keeps no companion of it, though a thread was in accept at the fork."""
+    assert said("""
+threading.Thread(target=serve, args=(1,), daemon=True).start()
+time.sleep(0.3)
+ready, done = os.pipe()
+child = os.fork()
+if child == 0:
+    listener.close()
+    os.write(done, b"x")
+    time.sleep(5)
+    os._exit(0)
+os.read(ready, 1)
+names = [line.split()[-1] for line in open("/proc/net/unix") if f"L/127.0.0.1:{address[1]}/" in line]
+print(len(names))
+held = [os.readlink(f"/proc/{child}/fd/{fd}") for fd in os.listdir(f"/proc/{child}/fd")]
+inodes = [line.split()[6] for line in open("/proc/net/unix") if f"L/127.0.0.1:{address[1]}/" in line]
+print(sum(f"socket:[{inode}]" in held for inode in inodes))
+os.kill(child, 9)
+print(ask()[1])
+""") == ["2", "0", "ok"]
+
+
+def test_parked_sockets_are_given_back() -> None:
+    """X6: a program at its hard limit of descriptors gets the numbers of parked sockets for connections of its own."""
+    (count,) = said("""
+resource.setrlimit(resource.RLIMIT_NOFILE, (120, 120))
+ends = []
+try:
+    while len(ends) < 64:
+        ends.append(socket.socket())
+        ends[-1].connect(address)
+    while True:
+        ends.append(socket.socket())
+except OSError:
+    print(len(ends))
+""")
+    assert int(count) >= 105, count
