@@ -243,6 +243,13 @@ static void forget_slots(const struct endpoint *address)
     atomic_store_explicit(&cache_lock, 0, memory_order_release);
 }
 
+/* Its addresses are the machine's. */
+static bool unix_serves(const struct subnet *subnet)
+{
+    (void)subnet;
+    return true;
+}
+
 /* The kernel is asked first which listener TCP would reach: a companion at a wider address is not it. */
 static int unix_reach(const struct endpoint *remote, struct endpoint *source)
 {
@@ -562,6 +569,12 @@ static int unix_detach(wsp_descriptor descriptor)
     return fd;
 }
 
+static int unix_transfer(wsp_descriptor descriptor, const struct wsp_mover **mover, uintptr_t *state)
+{
+    (void)descriptor, (void)mover, (void)state;
+    return -EOPNOTSUPP;
+}
+
 static int unix_recognise(int fd, struct endpoint *local, struct endpoint *peer, bool *v6)
 {
     struct endpoint first, second;
@@ -590,6 +603,7 @@ void provider_unix_after_fork_child(void)
 const struct san_provider provider_unix = {
     .name = "unix",
     .id = PROVIDER_UNIX,
+    .wsp_serves = unix_serves,
     .wsp_reach = unix_reach,
     .wsp_socket = unix_socket,
     .wsp_bind = unix_bind,
@@ -602,5 +616,6 @@ const struct san_provider provider_unix = {
     .wsp_close_socket = unix_close_socket,
     .wsp_poll_fd = unix_poll_fd,
     .wsp_detach = unix_detach,
+    .wsp_transfer = unix_transfer,
     .wsp_recognise = unix_recognise,
 };
