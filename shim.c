@@ -39,7 +39,7 @@ int hook_bind(int fd, const struct sockaddr *address, socklen_t length)
 
 int hook_listen(int fd, int backlog)
 {
-    return fdtable_peek(fd) ? switch_listen(fd, backlog) : real.listen(fd, backlog);
+    return lifecycle_active ? switch_listen(fd, backlog) : real.listen(fd, backlog);
 }
 
 int hook_connect(int fd, const struct sockaddr *address, socklen_t length)

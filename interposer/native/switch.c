@@ -101,9 +101,30 @@ int switch_socket(int domain, int type, int protocol)
     return fd;
 }
 
+/* A TCP socket that another program made (exec, SCM_RIGHTS, socket activation) and may still have: it stays TCP's. */
+static struct sock *adopt_foreign(int fd)
+{
+    int domain, protocol;
+    socklen_t length = sizeof domain;
+    if (!lifecycle_active || switch_guard || lifecycle_borrowed() ||
+        real.getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &length) < 0 || (domain != AF_INET && domain != AF_INET6) ||
+        real.getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &protocol, &length) < 0 || protocol != IPPROTO_TCP)
+        return NULL;
+    struct sock *sock = fdtable_new(fd, domain, SOCK_FRESH);
+    if (sock) {
+        sock->fork_count = lifecycle_forks();
+        sock->unfit = REASON_HANDED_ON;
+    }
+    return sock;
+}
+
 int switch_listen(int fd, int backlog)
 {
+    int saved = errno;
     struct sock *sock = hold(fd);
+    if (!sock)
+        sock = adopt_foreign(fd);
+    errno = saved;
     bool ours = sock && begin(sock);
     int result = real.listen(fd, backlog);
     if (sock && !ours && result == 0 && sock_phase(sock) == SOCK_LISTENING)   /* again, with another backlog */
@@ -115,7 +136,7 @@ int switch_listen(int fd, int backlog)
             sock_put(sock);
         return result;
     }
-    int saved = errno;
+    saved = errno;
     struct verdict verdict;
     struct endpoint nobody = {0};
     struct sockaddr_storage address;
