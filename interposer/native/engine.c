@@ -58,6 +58,7 @@ struct task {
     uint32_t ticket;
     uint64_t generation;
     struct decision_request request;
+    struct sock_option options[SOCK_OPTIONS];
     struct verdict verdict;
     uint16_t reason;
 };
@@ -569,6 +570,9 @@ static uint16_t on_function_thread(bool prepare, const void *table, const struct
     task->ticket = atomic_fetch_add(&tickets, 1);
     task->generation = header_of(table)->generation;
     task->request = *request;
+    task->request.options = task->options;
+    if (request->noptions)
+        memcpy(task->options, request->options, request->noptions * sizeof *task->options);
     uint16_t reason = queue(task);
     if (reason)
         return reason;

@@ -8,13 +8,27 @@
 #define RULE_DEFAULT 0xffffffffu       /* no rule matched: [defaults] */
 #define FUNCTION_NONE 0xffffffffu      /* reactive: ask for the whole decision */
 
+#define SOCK_OPTIONS 16
+#define SOCK_OPTION_SIZE 16
+
+/* A socket option that the program has set. */
+struct sock_option {
+    int16_t level, name;
+    uint8_t length;
+    uint8_t value[SOCK_OPTION_SIZE];
+};
+
+/* Whoever keeps a request beyond the call that brought it copies `options`, which are the asker's, with it. */
 struct decision_request {
     uint8_t role, family;              /* ROLE_*; AF_INET or AF_INET6 of the application's socket */
-    uint16_t reserved;
+    uint16_t noptions;                 /* at most SOCK_OPTIONS */
     uint32_t function;                 /* the function of the rule that said "ask", or FUNCTION_NONE */
     uint32_t rule;                     /* that rule, or RULE_DEFAULT */
     struct endpoint local, remote;     /* zero where unknown */
+    const struct sock_option *options;
 };
+
+#define REMEMBER_NOT 0xffffffffu       /* remember_ms: ask every time */
 
 struct verdict {
     uint8_t action;                    /* ACTION_TCP or ACTION_SAN; ACTION_ASK only between flows.c and switch.c */
@@ -23,6 +37,8 @@ struct verdict {
     uint16_t reason;                   /* why TCP */
     uint32_t rule;                     /* index into the table, or RULE_DEFAULT */
     uint32_t function;                 /* for ACTION_ASK */
+    uint32_t send_buffer, receive_buffer;   /* bytes that the companion shall have; 0: as it is */
+    uint32_t remember_ms;              /* 0: until the policy changes */
 };
 
 /* Facts about this process, captured by lifecycle.c before main (programs wipe their environment later). Lists are

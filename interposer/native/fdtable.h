@@ -17,15 +17,7 @@ enum sock_phase {
     SOCK_HIDDEN,                       /* the switch's own descriptor: no close() of the program reaches it */
 };
 
-#define SOCK_OPTIONS 16
-#define SOCK_OPTION_SIZE 16
 #define SOCK_REGISTRATIONS 6
-
-struct sock_option {
-    int16_t level, name;
-    uint8_t length;
-    uint8_t value[SOCK_OPTION_SIZE];
-};
 
 /* One registration of an alias with an epoll: which descriptor stands there for it (the alias itself, the private epoll,
  * or a duplicate of that which this registration owns), and what the program gave. */

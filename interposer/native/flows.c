@@ -17,14 +17,16 @@
 
 #define FLOWS 4096u                    /* a power of two */
 #define FLOW_PROBES 8u
-#define KEY_WORDS 6
+#define KEY_WORDS 7
+#define ATTEMPTS 3                     /* questions that a reload overtakes are asked anew, but not for ever */
 #define RETIRED 4u                     /* replaced tables that stay mapped in any case */
 #define CHECK_EVERY_MS 800u            /* so that a new table is noticed within the promised second */
 
 /* A remembered answer under a sequence lock, odd while written. A writer that never finishes costs this entry only. */
 struct flow {
     _Atomic uint32_t sequence, rule;
-    _Atomic uint64_t key[KEY_WORDS], answer;
+    _Atomic uint64_t key[KEY_WORDS], answer, buffers;
+    _Atomic uint64_t expires;          /* milliseconds of the monotonic clock; 0: with the table */
 };
 
 static _Atomic(struct policy_table *) current;
@@ -127,22 +129,43 @@ int flows_load(const char *path, const struct process_facts *facts)
     return error;
 }
 
-static void flow_key(uint64_t key[KEY_WORDS], const struct decision_request *request)
+static uint64_t mix(uint64_t hash, uint64_t word)
+{
+    hash = (hash ^ word) * 0x9e3779b97f4a7c15ull;
+    return hash ^ hash >> 32;
+}
+
+static uint64_t options_hash(const struct decision_request *request)
+{
+    uint64_t hash = request->noptions;
+
+    for (uint32_t i = 0; i < request->noptions; i++) {
+        const struct sock_option *option = &request->options[i];
+        uint64_t words[SOCK_OPTION_SIZE / 8];
+        memcpy(words, option->value, sizeof words);
+        hash = mix(hash, (uint64_t)(uint16_t)option->level << 32 | (uint64_t)(uint16_t)option->name << 16 | option->length);
+        for (size_t j = 0; j < SOCK_OPTION_SIZE / 8; j++)
+            hash = mix(hash, words[j]);
+    }
+    return hash;
+}
+
+/* Options count only where a function may look at them. */
+static void flow_key(uint64_t key[KEY_WORDS], const struct policy_table *table, const struct decision_request *request)
 {
     key[0] = (uint64_t)request->role << 40 | (uint64_t)request->family << 32 | (uint64_t)request->local.port << 16 |
              request->remote.port;
     key[1] = (uint64_t)request->local.scope << 32 | request->remote.scope;
     memcpy(&key[2], request->local.ip, 16);
     memcpy(&key[4], request->remote.ip, 16);
+    key[6] = request->noptions && table->header->nfunctions ? options_hash(request) : 0;
 }
 
 static uint32_t flow_hash(const uint64_t key[KEY_WORDS])
 {
     uint64_t hash = 0;
-    for (int i = 0; i < KEY_WORDS; i++) {
-        hash = (hash ^ key[i]) * 0x9e3779b97f4a7c15ull;
-        hash ^= hash >> 32;
-    }
+    for (int i = 0; i < KEY_WORDS; i++)
+        hash = mix(hash, key[i]);
     return (uint32_t)hash;
 }
 
@@ -155,29 +178,43 @@ static uint64_t pack_answer(const struct verdict *verdict)
     return packed;
 }
 
-static void unpack_answer(struct verdict *verdict, uint64_t packed, uint32_t rule)
+static void unpack_answer(struct verdict *verdict, uint64_t packed, uint64_t buffers, uint32_t rule)
 {
     *verdict = (struct verdict){.action = (uint8_t)(packed >> 56), .otherwise = (uint8_t)(packed >> 48),
-                                .reason = (uint16_t)(packed >> 32), .rule = rule, .function = FUNCTION_NONE};
+                                .reason = (uint16_t)(packed >> 32), .rule = rule, .function = FUNCTION_NONE,
+                                .send_buffer = (uint32_t)(buffers >> 32), .receive_buffer = (uint32_t)buffers};
     for (int i = 0; i < PROVIDERS_MAX; i++)
         verdict->providers[i] = (uint8_t)(packed >> i * 8);
+}
+
+static bool flow_is_of(struct flow *flow, const uint64_t key[KEY_WORDS])
+{
+    bool same = true;
+
+    for (int i = 0; i < KEY_WORDS; i++)
+        same &= atomic_load_explicit(&flow->key[i], memory_order_relaxed) == key[i];
+    return same;
+}
+
+static bool flow_has_expired(struct flow *flow)
+{
+    uint64_t expires = atomic_load_explicit(&flow->expires, memory_order_relaxed);
+    return expires && milliseconds() >= expires;
 }
 
 static bool flow_read(struct flow *flow, const uint64_t key[KEY_WORDS], struct verdict *out)
 {
     uint32_t before = atomic_load_explicit(&flow->sequence, memory_order_acquire);
-    bool same = true;
 
-    for (int i = 0; i < KEY_WORDS; i++)
-        same &= atomic_load_explicit(&flow->key[i], memory_order_relaxed) == key[i];
-    if (!same || before % 2 || before == 0)
+    if (!flow_is_of(flow, key) || before % 2 || before == 0 || flow_has_expired(flow))
         return false;
     uint64_t answer = atomic_load_explicit(&flow->answer, memory_order_relaxed);
+    uint64_t buffers = atomic_load_explicit(&flow->buffers, memory_order_relaxed);
     uint32_t rule = atomic_load_explicit(&flow->rule, memory_order_relaxed);
     atomic_thread_fence(memory_order_acquire);
     if (atomic_load_explicit(&flow->sequence, memory_order_relaxed) != before)
         return false;
-    unpack_answer(out, answer, rule);
+    unpack_answer(out, answer, buffers, rule);
     return true;
 }
 
@@ -191,6 +228,10 @@ static bool flow_write(struct flow *flow, uint32_t before, const uint64_t key[KE
     for (int i = 0; i < KEY_WORDS; i++)
         atomic_store_explicit(&flow->key[i], key[i], memory_order_relaxed);
     atomic_store_explicit(&flow->answer, pack_answer(verdict), memory_order_relaxed);
+    atomic_store_explicit(&flow->buffers, (uint64_t)verdict->send_buffer << 32 | verdict->receive_buffer,
+                          memory_order_relaxed);
+    atomic_store_explicit(&flow->expires, verdict->remember_ms ? milliseconds() + verdict->remember_ms : 0,
+                          memory_order_relaxed);
     atomic_store_explicit(&flow->rule, verdict->rule, memory_order_relaxed);
     atomic_store_explicit(&flow->sequence, before + 2 ? before + 2 : 2, memory_order_release);
     return true;
@@ -207,7 +248,7 @@ static bool recall(struct policy_table *table, const uint64_t key[KEY_WORDS], st
     return false;
 }
 
-/* A free entry if one is near, else one of the near ones gives way. */
+/* Its own old entry or one that is over or free, if one is near; else one of the near ones gives way. */
 static void remember(struct policy_table *table, const uint64_t key[KEY_WORDS], const struct verdict *verdict)
 {
     struct flow *flows = atomic_load_explicit(&table->flows, memory_order_acquire), *other = NULL;
@@ -222,9 +263,13 @@ static void remember(struct policy_table *table, const uint64_t key[KEY_WORDS], 
             flows = other;
         }
     }
-    for (uint32_t i = 0; i < FLOW_PROBES; i++)
-        if (flow_write(&flows[(hash + i) % FLOWS], 0, key, verdict))
+    for (uint32_t i = 0; i < FLOW_PROBES; i++) {
+        struct flow *flow = &flows[(hash + i) % FLOWS];
+        uint32_t sequence = atomic_load(&flow->sequence);
+        if ((sequence == 0 || flow_is_of(flow, key) || flow_has_expired(flow)) &&
+            flow_write(flow, sequence, key, verdict))
             return;
+    }
     struct flow *victim = &flows[(hash + (hash >> 24) % FLOW_PROBES) % FLOWS];
     flow_write(victim, atomic_load(&victim->sequence), key, verdict);
 }
@@ -232,6 +277,8 @@ static void remember(struct policy_table *table, const uint64_t key[KEY_WORDS], 
 /* Whether the answer is the policy's. One that only says that the engine could not answer now is not kept. */
 static bool worth_remembering(const struct verdict *verdict)
 {
+    if (verdict->remember_ms == REMEMBER_NOT)
+        return false;
     switch (verdict->reason) {
     case REASON_NONE:
     case REASON_POLICY_TCP:
@@ -310,57 +357,77 @@ static void settle(const struct policy_table *table, const struct decision_reque
     }
 }
 
-static void ask(struct policy_table *table, struct decision_request *request, struct rule_found found,
+/* False: a reload overtook the answer, which is then worth nothing. */
+static bool ask(struct policy_table *table, struct decision_request *request, struct rule_found found,
                 struct verdict *out)
 {
     uint64_t key[KEY_WORDS];
 
-    flow_key(key, request);
+    flow_key(key, table, request);
     if (recall(table, key, out))
-        return;
+        return true;
     request->rule = found.rule;
     *out = (struct verdict){.action = ACTION_TCP, .otherwise = otherwise_for(table, found), .rule = found.rule,
                             .function = FUNCTION_NONE};
     engine_ask(table->header, request, out);
+    reload_if_due();
+    if (atomic_load(&current) != table)
+        return false;
     settle(table, request, found, out);
     if (worth_remembering(out))
         remember(table, key, out);
+    return true;
 }
 
-static void decide(struct policy_table *table, struct decision_request *request, struct verdict *out)
+static bool decide(struct policy_table *table, struct decision_request *request, struct verdict *out)
 {
     struct rule_found found = {RULE_DEFAULT, 0};
 
     if (table->engine == ENGINE_REACTIVE) {
         request->function = FUNCTION_NONE;
-        ask(table, request, found, out);
-        return;
+        return ask(table, request, found, out);
     }
     decide_from_rules(table, request, &found, out);
-    if (out->action == ACTION_ASK) {
-        request->function = out->function;
-        ask(table, request, found, out);
-    }
+    if (out->action != ACTION_ASK)
+        return true;
+    request->function = out->function;
+    return ask(table, request, found, out);
+}
+
+static void stay_on_tcp(struct verdict *out, uint16_t reason)
+{
+    *out = (struct verdict){.action = ACTION_TCP, .otherwise = OTHERWISE_TCP, .reason = reason, .rule = RULE_DEFAULT,
+                            .function = FUNCTION_NONE};
 }
 
 void flows_decide(uint8_t role, int family, const struct endpoint *local, const struct endpoint *remote,
-                  struct verdict *out)
+                  const struct sock_option *options, uint32_t noptions, struct verdict *out)
 {
+    static const struct endpoint unknown;
     int saved = errno;
-    struct decision_request request = {.role = role, .family = (uint8_t)family};
+    struct decision_request request;
 
-    if (local)
-        request.local = *local;
-    if (remote)
-        request.remote = *remote;
+    request.role = role;
+    request.family = (uint8_t)family;
+    request.noptions = noptions < SOCK_OPTIONS ? (uint16_t)noptions : SOCK_OPTIONS;
+    request.options = options;
+    request.local = local ? *local : unknown;
+    request.remote = remote ? *remote : unknown;
     atomic_fetch_add(&readers, 1);
     reload_if_due();
-    struct policy_table *table = atomic_load(&current);
-    if (table)
-        decide(table, &request, out);
-    else
-        *out = (struct verdict){.action = ACTION_TCP, .otherwise = OTHERWISE_TCP, .reason = REASON_BAD_TABLE,
-                                .rule = RULE_DEFAULT, .function = FUNCTION_NONE};
+    for (int attempt = 0;; attempt++) {
+        struct policy_table *table = atomic_load(&current);
+        if (!table) {
+            stay_on_tcp(out, REASON_BAD_TABLE);
+            break;
+        }
+        if (decide(table, &request, out))
+            break;
+        if (attempt + 1 == ATTEMPTS) {
+            stay_on_tcp(out, REASON_ENGINE_BUSY);
+            break;
+        }
+    }
     leave();
     errno = saved;
 }

@@ -9,9 +9,10 @@
  * later changes of the file are noticed by flows_decide, at most a second late. */
 int flows_load(const char *path, const struct process_facts *facts);
 
-/* `role` is ROLE_LISTEN or ROLE_CONNECT; `local` and `remote` may be NULL where unknown. *out is never ACTION_ASK. */
+/* `role` is ROLE_LISTEN or ROLE_CONNECT; `local` and `remote` may be NULL where unknown; `options` are what the program
+ * has set, read only where a question is asked. *out is never ACTION_ASK. */
 void flows_decide(uint8_t role, int family, const struct endpoint *local, const struct endpoint *remote,
-                  struct verdict *out);
+                  const struct sock_option *options, uint32_t noptions, struct verdict *out);
 
 /* Where a verdict's rule stands: "/etc/interposer/policy.toml:12", cut at the left where it does not fit; "defaults" for
  * RULE_DEFAULT; "" without a table. Returns the length. */

@@ -16,7 +16,9 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-_Static_assert(sizeof(struct helper_request) == 80 && sizeof(struct helper_answer) == 24, "interposer/policy/helper.py");
+#define REQUEST_SIZE offsetof(struct decision_request, options)
+_Static_assert(sizeof(struct helper_request) == 16 && REQUEST_SIZE == 64 && sizeof(struct sock_option) == 22 &&
+               sizeof(struct helper_answer) == 48, "interposer/policy/helper.py");
 
 #define IDLE 4
 #define CONNECT_MS 250
@@ -163,16 +165,21 @@ static void give_idle(int fd)
 /* 1: answered, 0: not in time, -1: the connection is of no use. */
 static int ask(int fd, uint64_t generation, const struct decision_request *request, int64_t deadline, struct verdict *out)
 {
-    struct helper_request question = {.type = HELPER_REQUEST, .generation = generation, .request = *request};
+    struct helper_request question = {.type = HELPER_REQUEST, .generation = generation};
     struct helper_answer answer;
     question.number = atomic_fetch_add(&numbers, 1);
-    struct iovec part = {&question, sizeof question};
-    if (!send_parts(fd, &part, 1, deadline))
+    struct iovec parts[] = {{&question, sizeof question},
+                            {(void *)request, REQUEST_SIZE},
+                            {(void *)request->options, request->noptions * sizeof *request->options}};
+    if (!send_parts(fd, parts, 3, deadline))
         return -1;
     for (;;) {
         ssize_t got = real.recv(fd, &answer, sizeof answer, MSG_DONTWAIT);
         if (got == (ssize_t)sizeof answer && answer.type == HELPER_ANSWER && answer.number == question.number) {
             *out = answer.verdict;
+            /* Of a policy that this process has not read yet. */
+            if (answer.generation != generation)
+                out->remember_ms = REMEMBER_NOT;
             return 1;
         }
         if (got >= 0 || (errno != EAGAIN && errno != EINTR))

@@ -13,14 +13,14 @@ struct helper_fact {                   /* 8 bytes, then the piece */
     uint32_t type, field;
 };
 
-struct helper_request {                /* 80 bytes */
+struct helper_request {                /* 16 bytes, then the request up to its pointer (64), then the options (22 each) */
     uint32_t type, number;
     uint64_t generation;               /* of the asker's table, which `function` and `rule` are of */
-    struct decision_request request;
 };
 
-struct helper_answer {                 /* 24 bytes */
+struct helper_answer {                 /* 48 bytes */
     uint32_t type, number;
+    uint64_t generation;               /* of the table by which it was decided */
     struct verdict verdict;
 };
 

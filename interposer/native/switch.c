@@ -55,7 +55,7 @@ static void stay_on_tcp(int fd, struct sock *sock, uint32_t role, int reason)
 static void decide(struct sock *sock, uint8_t role, const struct endpoint *local, const struct endpoint *remote,
                    struct verdict *verdict)
 {
-    flows_decide(role, sock->family, local, remote, verdict);
+    flows_decide(role, sock->family, local, remote, sock->options, sock->noptions, verdict);
     sock->rule = verdict->rule;
     if (verdict->action == ACTION_SAN && lifecycle_io_uring) {
         verdict->action = ACTION_TCP;

@@ -20,10 +20,11 @@ MODULE = "_interposer"
 # The structures of engine.h and endpoint.h; the C compiler checks the copy.
 STRUCTURES = """
 struct endpoint { uint8_t ip[16]; uint32_t scope; uint16_t port; uint16_t reserved; };
-struct decision_request { uint8_t role, family; uint16_t reserved; uint32_t function; uint32_t rule;
-                          struct endpoint local, remote; };
+struct sock_option { int16_t level, name; uint8_t length; uint8_t value[16]; };
+struct decision_request { uint8_t role, family; uint16_t noptions; uint32_t function; uint32_t rule;
+                          struct endpoint local, remote; const struct sock_option *options; };
 struct verdict { uint8_t action; uint8_t otherwise; uint8_t providers[4]; uint16_t reason; uint32_t rule;
-                 uint32_t function; };
+                 uint32_t function, send_buffer, receive_buffer, remember_ms; };
 struct process_facts { const char *exe, *name, *arguments, *environment, *cgroups; uint32_t user; };
 void interposer_log(const char *line);
 void interposer_keep_sigint(int begin);

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from interposer.policy.functions import Functions
 
+SOCK_OPTION = 22
+"""Bytes of a struct sock_option."""
+
 
 class Log:
     """Stands for stdout and stderr, which belong to the host: whole lines go to the log."""
@@ -139,6 +142,7 @@ def interposer_decide(request: Any, out: Any) -> int:
     local_ip, remote_ip = ffi.buffer(local.ip)[:], ffi.buffer(remote.ip)[:]
     function = request.function
     rule = request.rule
+    send_buffer = receive_buffer = remember_ms = 0
     if function == FUNCTION_NONE:
         if state.engine is None:
             state.engine = Engine(state.table, state.facts)
@@ -148,14 +152,19 @@ def interposer_decide(request: Any, out: Any) -> int:
     elif state.functions is None:
         return 0
     else:
-        action, otherwise, providers, reason = state.functions.decide(
-            function, rule, request.role, request.family, local_ip, local.port, remote_ip, remote.port
+        count = request.noptions
+        options = ffi.buffer(request.options, count * SOCK_OPTION)[:] if count else b""
+        action, otherwise, providers, reason, send_buffer, receive_buffer, remember_ms = state.functions.decide(
+            function, rule, request.role, request.family, local_ip, local.port, remote_ip, remote.port, options
         )
     out.action = action
     out.otherwise = otherwise
     out.reason = reason
     out.rule = rule
     out.function = function if action == ACTION_ASK else FUNCTION_NONE
+    out.send_buffer = send_buffer
+    out.receive_buffer = receive_buffer
+    out.remember_ms = remember_ms
     for i in range(PROVIDERS_MAX):
         out.providers[i] = providers[i] if i < len(providers) else 0
     return 1

@@ -28,8 +28,15 @@ if TYPE_CHECKING:
     from interposer.policy.engine import Facts
     from interposer.policy.table import Table
 
+    Answer = tuple[int, int, tuple[int, ...], int, int, int, int]
+    """action, otherwise, providers, reason, send_buffer, receive_buffer, remember_ms: as in native/engine.h."""
+
 OTHERWISE = {None: OTHERWISE_INHERIT, "tcp": OTHERWISE_TCP, "error": OTHERWISE_ERROR}
 AF_INET = 2
+BUFFER_MAX = 1 << 30
+REMEMBER_NOT = 0xFFFFFFFF
+REMEMBER_MAX = 4_000_000
+"""Seconds, 46 days: milliseconds travel in 32 bits."""
 
 
 class Functions:
@@ -65,11 +72,12 @@ class Functions:
         local_port: int,
         remote_ip: bytes,
         remote_port: int,
-    ) -> tuple[int, int, tuple[int, ...], int]:
-        """(action, otherwise, providers, reason), whatever the function does short of not returning."""
+        options: bytes = b"",
+    ) -> Answer:
+        """The verdict, whatever the function does short of not returning. `options` are packed as in engine.h."""
         function = self.find(index)
         if function is None:
-            return ACTION_TCP, OTHERWISE_INHERIT, (), reasons.FUNCTION_MISSING
+            return tcp(reasons.FUNCTION_MISSING)
         if not any(local_ip) and remote_ip.startswith(V4_PREFIX):
             local_ip = V4_PREFIX + bytes(4)
         rules = self._table.rules
@@ -80,17 +88,18 @@ class Functions:
             None if role == ROLE_LISTEN else (address_text(remote_ip), remote_port),
             self._process,
             f"{rules[rule].file}:{rules[rule].line}" if rule < len(rules) else "defaults",
+            options,
         )
         try:
             result = function(request)
         except BaseException as error:
             self._log(f"{self._name(index)} raised {error!r}{_place(error)}")
-            return ACTION_TCP, OTHERWISE_INHERIT, (), reasons.FUNCTION_RAISED
+            return tcp(reasons.FUNCTION_RAISED)
         try:
             return judge(result)
         except ValueError as error:
             self._log(f"{self._name(index)} returned {error}")
-            return ACTION_TCP, OTHERWISE_INHERIT, (), reasons.FUNCTION_NONSENSE
+            return tcp(reasons.FUNCTION_NONSENSE)
 
     def _name(self, index: int) -> str:
         function = self._table.functions[index]
@@ -132,11 +141,20 @@ def forget_modules() -> None:
         sys.path_importer_cache.pop(folder, None)
 
 
-def judge(result: object) -> tuple[int, int, tuple[int, ...], int]:
-    """What a function returned as (action, otherwise, providers, reason). Raises ValueError on nonsense."""
+def tcp(reason: int, otherwise: int = OTHERWISE_INHERIT, remember_ms: int = 0) -> Answer:
+    """The verdict that it is TCP, for that reason."""
+    return ACTION_TCP, otherwise, (), reason, 0, 0, remember_ms
+
+
+def judge(result: object) -> Answer:
+    """What a function returned as a verdict. Raises ValueError on nonsense."""
     otherwise: str | None = None
+    send_buffer = receive_buffer = remember_ms = 0
     if isinstance(result, Decision):
         otherwise = result.otherwise
+        send_buffer = _bytes("send_buffer", result.send_buffer)
+        receive_buffer = _bytes("receive_buffer", result.receive_buffer)
+        remember_ms = _milliseconds(result.remember)
         names: object = result.providers
         if names == ():
             names = "tcp"
@@ -151,14 +169,31 @@ def judge(result: object) -> tuple[int, int, tuple[int, ...], int]:
     if otherwise is not None and (not isinstance(otherwise, str) or otherwise not in OTHERWISE):
         raise ValueError(f'otherwise={_short(otherwise)}; it is "tcp", "error" or None')
     if tuple(names) == ("tcp",):
-        return ACTION_TCP, OTHERWISE_INHERIT, (), reasons.FUNCTION_TCP
+        return tcp(reasons.FUNCTION_TCP, remember_ms=remember_ms)
     unknown = [name for name in names if name not in NAMES]
     if unknown:
         raise ValueError(f"{_short(unknown[0])}, which is no provider; there are: {', '.join(NAMES)}")
     providers = tuple([NAMES[name] for name in names])
     if len(providers) > PROVIDERS_MAX or len(set(providers)) < len(providers):
         raise ValueError(f"{_short(result)}: too many providers, or one twice")
-    return ACTION_SAN, OTHERWISE[otherwise], providers, 0
+    return ACTION_SAN, OTHERWISE[otherwise], providers, 0, send_buffer, receive_buffer, remember_ms
+
+
+def _bytes(name: str, value: object) -> int:
+    if value is None:
+        return 0
+    if type(value) is not int or not 0 < value <= BUFFER_MAX:
+        raise ValueError(f"{name}={_short(value)}; it is a number of bytes from 1 to {BUFFER_MAX}, or None")
+    return value
+
+
+def _milliseconds(value: object) -> int:
+    """0: until the policy changes, as in native/engine.h."""
+    if value is None:
+        return 0
+    if type(value) not in (int, float) or not 0 <= value <= REMEMBER_MAX:  # type: ignore[operator]
+        raise ValueError(f"remember={_short(value)}; it is a number of seconds from 0 to {REMEMBER_MAX}, or None")
+    return int(value * 1000) or 1 if value else REMEMBER_NOT  # type: ignore[call-overload,no-any-return,operator]
 
 
 def _lies_in(path: str, *folders: str) -> bool:

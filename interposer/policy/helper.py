@@ -17,15 +17,21 @@ import time
 
 from interposer.policy import reasons
 from interposer.policy.engine import Engine, Facts
-from interposer.policy.functions import Functions, forget_modules
-from interposer.policy.table import ACTION_ASK, ACTION_TCP, FUNCTION_NONE, MAX_SIZE, Table, TableError
+from interposer.policy.functions import Functions, forget_modules, tcp
+from interposer.policy.request import OPTION_SIZE
+from interposer.policy.table import ACTION_ASK, FUNCTION_NONE, MAX_SIZE, Table, TableError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from interposer.policy.functions import Answer
 
 FACT, REQUEST, ANSWER, WATCH = 1, 2, 3, 4
 HEAD = struct.Struct("=II")
-# type, number, generation; role, family, reserved, function, rule; local and remote: ip, scope, port, reserved
+# type, number, generation; role, family, noptions, function, rule; local and remote: ip, scope, port, reserved. The
+# options follow.
 QUESTION = struct.Struct("=IIQBBHII16sIHH16sIHH4x")
-# type, number; action, otherwise, providers, reason, rule, function
-REPLY = struct.Struct("=IIBB4sHII")
+# type, number, generation; action, otherwise, providers, reason, rule, function, buffers, remember_ms
+REPLY = struct.Struct("=IIQBB4sHIIIII4x")
 PEER = struct.Struct("=3i")
 DESCRIPTORS = struct.Struct("=4i")
 
@@ -50,25 +56,37 @@ class Client:
 class Job:
     """One call of a function for a client."""
 
-    __slots__ = ("answered", "arguments", "client", "deadline", "functions", "number", "otherwise", "result", "timeout")
+    __slots__ = (
+        "answered",
+        "arguments",
+        "client",
+        "deadline",
+        "functions",
+        "generation",
+        "number",
+        "otherwise",
+        "result",
+        "timeout",
+    )
 
     def __init__(
         self,
         client: Client,
         number: int,
         functions: Functions,
-        arguments: tuple[int, int, int, int, bytes, int, bytes, int],
+        arguments: tuple[int, int, int, int, bytes, int, bytes, int, bytes],
         otherwise: int,
         timeout: float,
     ) -> None:
         self.client = client
         self.number = number
+        self.generation = client.generation
         self.functions = functions
         self.arguments = arguments
         self.otherwise = otherwise
         self.timeout = timeout
         self.deadline = time.monotonic() + timeout
-        self.result: tuple[int, int, tuple[int, ...], int] | None = None
+        self.result: Answer | None = None
         self.answered = False
 
 
@@ -235,7 +253,7 @@ class Helper:
             if client.size <= FACTS_MAX:
                 client.pieces[field] = client.pieces.get(field, b"") + message[HEAD.size :]
                 return
-        elif kind == REQUEST and len(message) == QUESTION.size:
+        elif kind == REQUEST and len(message) >= QUESTION.size:
             self.answer(client, message)
             return
         self.drop(client)
@@ -248,9 +266,13 @@ class Helper:
 
     def answer(self, client: Client, message: bytes) -> None:
         (
-            _, number, generation, role, family, _, function, rule,
+            _, number, generation, role, family, count, function, rule,
             local_ip, _, local_port, _, remote_ip, _, remote_port, _,
-        ) = QUESTION.unpack(message)  # fmt: skip
+        ) = QUESTION.unpack_from(message)  # fmt: skip
+        options = message[QUESTION.size :]
+        if len(options) != count * OPTION_SIZE:
+            self.drop(client)
+            return
         self.reload(generation)
         if client.facts is None:
             client.facts = facts_of(client.pieces)
@@ -265,13 +287,13 @@ class Helper:
                 role, family, local_ip, local_port, remote_ip, remote_port
             )
             if action != ACTION_ASK:
-                self.reply(client, number, (action, otherwise, providers, reason), rule)
+                self.reply(client, number, client.generation, (action, otherwise, providers, reason, 0, 0, 0), rule)
                 return
         if self.timeouts >= TIMEOUTS_ALLOWED:
-            self.reply(client, number, (ACTION_TCP, otherwise, (), reasons.FUNCTION_REFUSED), rule)
+            self.reply(client, number, client.generation, tcp(reasons.FUNCTION_REFUSED, otherwise), rule)
             return
         timeout = self.table.functions[function].timeout_ms / 1000
-        arguments = (function, rule, role, family, local_ip, local_port, remote_ip, remote_port)
+        arguments = (function, rule, role, family, local_ip, local_port, remote_ip, remote_port, options)
         job = Job(client, number, client.functions, arguments, otherwise, timeout)
         self.jobs.append(job)
         self.worker.queue.put(job)
@@ -283,22 +305,23 @@ class Helper:
             job.answered = True
             rule = job.arguments[1]
             if job.result is not None:
-                action, otherwise, providers, reason = job.result
-                self.reply(job.client, job.number, (action, otherwise or job.otherwise, providers, reason), rule)
+                action, otherwise, *rest = job.result
+                answer = (action, otherwise or job.otherwise, *rest)
+                self.reply(job.client, job.number, job.generation, answer, rule)
                 continue
-            self.reply(job.client, job.number, (ACTION_TCP, job.otherwise, (), reasons.FUNCTION_TIMEOUT), rule)
+            answer = tcp(reasons.FUNCTION_TIMEOUT, job.otherwise)
+            self.reply(job.client, job.number, job.generation, answer, rule)
             since = self.worker.busy_since
             if self.worker.current is job or (since is not None and now - since >= job.timeout):
                 self.timeouts += 1
                 self.worker = self.worker.replaced()
 
-    def reply(self, client: Client, number: int, verdict: tuple[int, int, tuple[int, ...], int], rule: int) -> None:
-        action, otherwise, providers, reason = verdict
+    def reply(self, client: Client, number: int, generation: int, answer: Answer, rule: int) -> None:
+        """`generation` is of the table by which it was decided."""
+        action, otherwise, providers, reason, *rest = answer
         if client.connection.fileno() >= 0:
-            self.send(
-                client,
-                REPLY.pack(ANSWER, number, action, otherwise, bytes(providers), reason, rule, FUNCTION_NONE),
-            )
+            head = (ANSWER, number, generation, action, otherwise, bytes(providers), reason, rule, FUNCTION_NONE)
+            self.send(client, REPLY.pack(*head, *rest))
 
 
 def prepare(listening_socket_fd: int, table_path: str, watch_pidfd: int, log_fd: int = -1) -> Helper:
