@@ -230,14 +230,14 @@ class Program:
         self.input.write(line.encode() + b"\n")
         self.input.flush()
 
-    def line(self) -> str:
+    def line(self, seconds: float = WAIT) -> str:
         """The next line of its stdout, which must be a pipe; Failed when none comes."""
-        end = time.monotonic() + WAIT
+        end = time.monotonic() + seconds
         read = b""
         # Byte by byte: what follows the line belongs to finish().
         while not read.endswith(b"\n"):
             if not select.select([self.output], [], [], max(0.0, end - time.monotonic()))[0]:
-                raise Failed(f"after {WAIT:g} s no line from {self}\n{self.said()}")
+                raise Failed(f"after {seconds:g} s no line from {self}\n{self.said()}")
             piece = os.read(self.output.fileno(), 1)
             if not piece:
                 break
@@ -295,6 +295,8 @@ class Programs:
         self.directory = Path(tempfile.mkdtemp(prefix="interposer-apps-"))
         self.directory.chmod(0o755)
         self.log = self.directory / "switch.log"
+        self.prefix: tuple[str, ...] = ()
+        """Words before every command, sanrun's too: a program that becomes it."""
         self.running: list[Program] = []
         self.ports: list[int] = []
         self._runtime = self.directory / "run"
@@ -332,7 +334,7 @@ class Programs:
         errors = self.directory / f"{len(self.running)}-{Path(argv[0]).name}.txt"
         with errors.open("wb") as file:
             popen = subprocess.Popen(
-                command,
+                [*self.prefix, *command],
                 stdin=subprocess.PIPE if pipes else subprocess.DEVNULL,
                 stdout=subprocess.PIPE if pipes else file,
                 stderr=file,
