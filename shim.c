@@ -3,6 +3,7 @@
 #include "interposer/native/real.h"
 
 #include "interposer/native/companion.h"
+#include "interposer/native/connecting.h"
 #include "interposer/native/data.h"
 #include "interposer/native/lifecycle.h"
 #include "interposer/native/options.h"
@@ -90,42 +91,45 @@ void hook_closefrom(int first)
 }
 
 /* stdio closes by itself: the state must go first, while what is buffered can still be sent. */
-static void forget_stream(FILE *stream)
+static bool forget_stream(FILE *stream)
 {
     int saved = errno, fd = fileno_unlocked(stream);
     errno = saved;                     /* a stream in memory has none */
-    if (fd >= 0 && fdtable_peek(fd) && !lifecycle_borrowed()) {
-        fflush_unlocked(stream);
-        fdtable_drop(fd);
-    }
+    if (fd < 0 || !fdtable_peek(fd) || lifecycle_borrowed())
+        return false;
+    fflush_unlocked(stream);
+    bool held = connecting_hold_if_any();
+    fdtable_drop(fd);
+    return held;
 }
 
 int hook_fclose(FILE *stream)
 {
-    forget_stream(stream);
-    return real.fclose(stream);
+    bool held = forget_stream(stream);
+    int result = real.fclose(stream);
+    connecting_let_go(held);
+    return result;
 }
 
 FILE *hook_freopen(const char *path, const char *mode, FILE *stream)
 {
-    forget_stream(stream);
-    return real.freopen(path, mode, stream);
+    bool held = forget_stream(stream);
+    stream = real.freopen(path, mode, stream);
+    connecting_let_go(held);
+    return stream;
 }
 
 FILE *hook_freopen64(const char *path, const char *mode, FILE *stream)
 {
-    forget_stream(stream);
-    return real.freopen64(path, mode, stream);
+    bool held = forget_stream(stream);
+    stream = real.freopen64(path, mode, stream);
+    connecting_let_go(held);
+    return stream;
 }
 
 int hook_dup(int fd)
 {
-    int result = real.dup(fd);
-    if (result < 0 && errno == EMFILE && hidden_reclaim())
-        result = real.dup(fd);
-    if (lifecycle_active)
-        switch_duplicated(fd, result);
-    return result;
+    return lifecycle_active ? switch_dup(fd, -1, 0) : real.dup(fd);
 }
 
 int hook_dup2(int from, int to)
@@ -144,13 +148,8 @@ int hook_fcntl(int fd, int command, long argument)
     struct sock *sock = fdtable_peek(fd);
     if (!sock)
         return real.fcntl(fd, command, argument);
-    if (command == F_DUPFD || command == F_DUPFD_CLOEXEC) {
-        int result = real.fcntl(fd, command, argument);
-        if (result < 0 && errno == EMFILE && hidden_reclaim())
-            result = real.fcntl(fd, command, argument);
-        switch_duplicated(fd, result);
-        return result;
-    }
+    if (command == F_DUPFD || command == F_DUPFD_CLOEXEC)
+        return switch_dup(fd, command, argument);
     return sock_phase(sock) == SOCK_LISTENING ? switch_fcntl(sock, fd, command, argument)
                                               : real.fcntl(fd, command, argument);
 }
@@ -179,11 +178,12 @@ int hook_ioctl(int fd, unsigned long request, void *argument)
 int hook_setsockopt(int fd, int level, int name, const void *value, socklen_t length)
 {
     struct sock *sock = fdtable_peek(fd);
-    if (sock && sock_phase(sock) == SOCK_CONNECTED)
+    if (fdtable_companion(fd))
         return options_set(sock, fd, level, name, value, length);
     int result = real.setsockopt(fd, level, name, value, length);
     if (sock && result == 0 && sock_phase(sock) != SOCK_HIDDEN) {
         options_record(sock, level, name, value, length);
+        companion_option(sock, level, name, value, length);
         if (sock->unfit)               /* a listener with companions has to give them up */
             companion_retire(sock, sock->unfit);
     } else if (result < 0 && errno == EOPNOTSUPP && (sock = switch_adopt(fd))) {
@@ -200,6 +200,9 @@ int hook_getsockopt(int fd, int level, int name, void *value, socklen_t *length)
         return options_get(sock, fd, level, name, value, length);
     socklen_t room = length ? *length : 0;
     int result = real.getsockopt(fd, level, name, value, length);
+    if (result == 0 && name == SO_ERROR && level == SOL_SOCKET && (sock = fdtable_peek(fd)) && room >= sizeof(int) &&
+        *(int *)value == 0)
+        *(int *)value = atomic_exchange(&sock->connect_error, 0);
     bool foreign = result < 0 ? errno == EOPNOTSUPP
                               : level == SOL_SOCKET && (name == SO_DOMAIN || name == SO_PROTOCOL) && room >= sizeof(int) &&
                                     *(int *)value == (name == SO_DOMAIN ? AF_UNIX : 0);
@@ -257,17 +260,20 @@ int hook_recvmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags, s
 
 ssize_t hook_write(int fd, const void *buffer, size_t size)
 {
-    return fdtable_companion(fd) ? data_send(fd, buffer, size, 0) : real.write(fd, buffer, size);
+    struct sock *sock = fdtable_companion(fd);
+    return sock ? data_send(sock, fd, buffer, size, 0) : real.write(fd, buffer, size);
 }
 
 ssize_t hook_writev(int fd, const struct iovec *vector, int count)
 {
-    return fdtable_companion(fd) ? data_writev(fd, vector, count) : real.writev(fd, vector, count);
+    struct sock *sock = fdtable_companion(fd);
+    return sock ? data_writev(sock, fd, vector, count) : real.writev(fd, vector, count);
 }
 
 ssize_t hook_send(int fd, const void *buffer, size_t size, int flags)
 {
-    return fdtable_companion(fd) ? data_send(fd, buffer, size, flags) : real.send(fd, buffer, size, flags);
+    struct sock *sock = fdtable_companion(fd);
+    return sock ? data_send(sock, fd, buffer, size, flags) : real.send(fd, buffer, size, flags);
 }
 
 ssize_t hook_sendto(int fd, const void *buffer, size_t size, int flags, const struct sockaddr *address, socklen_t length)
@@ -275,8 +281,8 @@ ssize_t hook_sendto(int fd, const void *buffer, size_t size, int flags, const st
     int connected = 0;
     if (flags & MSG_FASTOPEN && fdtable_peek(fd) && switch_fast_open(fd, address, length, &connected) && connected < 0)
         return -1;
-    return fdtable_companion(fd) ? data_send(fd, buffer, size, flags)
-                                 : real.sendto(fd, buffer, size, flags, address, length);
+    struct sock *sock = fdtable_companion(fd);
+    return sock ? data_send(sock, fd, buffer, size, flags) : real.sendto(fd, buffer, size, flags, address, length);
 }
 
 ssize_t hook_sendmsg(int fd, const struct msghdr *message, int flags)
@@ -286,12 +292,14 @@ ssize_t hook_sendmsg(int fd, const struct msghdr *message, int flags)
         switch_fast_open(fd, message->msg_name, message->msg_namelen, &connected) &&
         connected < 0)
         return -1;
-    return fdtable_companion(fd) ? data_sendmsg(fd, message, flags) : real.sendmsg(fd, message, flags);
+    struct sock *sock = fdtable_companion(fd);
+    return sock ? data_sendmsg(sock, fd, message, flags) : real.sendmsg(fd, message, flags);
 }
 
 int hook_sendmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags)
 {
-    return fdtable_companion(fd) ? data_sendmmsg(fd, messages, count, flags) : real.sendmmsg(fd, messages, count, flags);
+    struct sock *sock = fdtable_companion(fd);
+    return sock ? data_sendmmsg(sock, fd, messages, count, flags) : real.sendmmsg(fd, messages, count, flags);
 }
 
 /* --- readiness --- */

@@ -1,6 +1,7 @@
 /* Owns the sequence of calls down to a provider, and the swap. No lock: a socket is in the hands of one thread while it
  * is SOCK_DECIDING. Runs after fork. */
 #include "companion.h"
+#include "connecting.h"
 #include "lifecycle.h"
 #include "netinfo.h"
 #include "options.h"
@@ -147,7 +148,16 @@ static int concrete_local(struct sock *sock, int fd, const struct endpoint *sour
     return local_of(fd, local) && local->port ? 0 : -REASON_NO_PORT;
 }
 
-/* S13: the recorded options that the provider supports; 0 or the first -errno. */
+static void set_buffer(const struct san_provider *provider, wsp_descriptor descriptor, int forced, int plain, uint32_t size)
+{
+    int value = (int)size;
+    if (size && provider->wsp_supports(SOL_SOCKET, plain) &&
+        provider->wsp_setsockopt(descriptor, SOL_SOCKET, forced, &value, sizeof value) < 0)
+        provider->wsp_setsockopt(descriptor, SOL_SOCKET, plain, &value, sizeof value);
+}
+
+/* S13: the recorded options that the provider supports; 0 or the first -errno. Where the program has not set its buffers,
+ * the policy may have. */
 static int replay_options(const struct sock *sock, const struct san_provider *provider, wsp_descriptor descriptor)
 {
     int error = 0;
@@ -156,7 +166,19 @@ static int replay_options(const struct sock *sock, const struct san_provider *pr
         if (provider->wsp_supports(option->level, option->name))
             error = provider->wsp_setsockopt(descriptor, option->level, option->name, option->value, option->length);
     }
+    if (!options_find(sock, SOL_SOCKET, SO_SNDBUF))
+        set_buffer(provider, descriptor, SO_SNDBUFFORCE, SO_SNDBUF, sock->send_buffer);
+    if (!options_find(sock, SOL_SOCKET, SO_RCVBUF))
+        set_buffer(provider, descriptor, SO_RCVBUFFORCE, SO_RCVBUF, sock->receive_buffer);
     return error;
+}
+
+void companion_option(struct sock *sock, int level, int name, const void *value, socklen_t length)
+{
+    int count = sock_phase(sock) == SOCK_LISTENING ? sock->ncompanions : sock_phase(sock) == SOCK_CONNECTING;
+    for (int i = 0; i < count; i++)
+        if (sock->companions[i].provider->wsp_supports(level, name))
+            sock->companions[i].provider->wsp_setsockopt(sock->companions[i].descriptor, level, name, value, length);
 }
 
 /* wsp_socket, wsp_bind, wsp_setsockopt...: 0, or -errno with everything undone. */
@@ -175,15 +197,15 @@ static int set_up(struct sock *sock, struct companion *companion, const struct e
 
 struct swap {
     struct sock *sock;
-    int native, parked;
+    int with, now;
     int error;
 };
 
 /* A number whose file was replaced where no hook saw it (freopen, a raw dup2) is not the socket any more. */
-static bool is_socket(int fd, int parked)
+static bool same_file(int fd, int now)
 {
     struct stat one, other;
-    return fstat(fd, &one) == 0 && fstat(parked, &other) == 0 && one.st_ino == other.st_ino && one.st_dev == other.st_dev;
+    return fstat(fd, &one) == 0 && fstat(now, &other) == 0 && one.st_ino == other.st_ino && one.st_dev == other.st_dev;
 }
 
 static bool replace_alias(int fd, struct sock *sock, void *context)
@@ -191,18 +213,18 @@ static bool replace_alias(int fd, struct sock *sock, void *context)
     struct swap *swap = context;
     if (sock != swap->sock)
         return true;
-    if (!is_socket(fd, swap->parked)) {
+    if (!same_file(fd, swap->now)) {
         fdtable_drop(fd);
         return true;
     }
     int flags = real.fcntl(fd, F_GETFD, 0);
-    if (flags < 0 || real.dup3(swap->native, fd, flags & FD_CLOEXEC ? O_CLOEXEC : 0) < 0)
+    if (flags < 0 || real.dup3(swap->with, fd, flags & FD_CLOEXEC ? O_CLOEXEC : 0) < 0)
         swap->error = -EBADF;
     return true;
 }
 
 /* Returns the status flags. */
-static int copy_flags(int from, int to)
+static int copy_flags(int from, int to, bool fresh)
 {
     int flags = real.fcntl(from, F_GETFL, 0);
     if (flags < 0)
@@ -213,25 +235,23 @@ static int copy_flags(int from, int to)
             real.fcntl(to, F_SETOWN_EX, (long)&owner);
         real.fcntl(to, F_SETSIG, real.fcntl(from, F_GETSIG, 0));
     }
-    if ((flags & (O_NONBLOCK | O_ASYNC)) != O_NONBLOCK)   /* a companion is born non-blocking */
+    if (!fresh || (flags & (O_NONBLOCK | O_ASYNC)) != O_NONBLOCK)   /* what is fresh was born non-blocking */
         real.fcntl(to, F_SETFL, flags & (O_NONBLOCK | O_ASYNC));
     return flags;
 }
 
-/* Puts the native descriptor under every descriptor that the program has for the socket; the parked TCP socket goes on
- * holding the local port. `native` is closed. */
-static int swap_in(struct sock *sock, int fd, int native, int parked)
+int companion_put_under(struct sock *sock, int fd, int with, int now, bool keep)
 {
-    sock->announce = copy_flags(fd, native) & O_NONBLOCK;
-    struct swap swap = {sock, native, parked, 0};
+    struct swap swap = {sock, with, now, 0};
+    bool held = connecting_hold_if_any();
+    sock->announce = copy_flags(fd, with, !keep) & O_NONBLOCK;
     readiness_before_swap(sock);
-    if (atomic_load(&sock->aliases) == 1)
+    if (atomic_load(&sock->aliases) == 1 && fdtable_peek(fd) == sock)
         replace_alias(fd, sock, &swap);
     else
         fdtable_each(0, ~0u, replace_alias, &swap);
-    atomic_store(&sock->shadow, parked);
-    readiness_after_swap(sock);
-    real.close(native);
+    readiness_after_swap(sock, keep);
+    connecting_let_go(held);
     return swap.error;
 }
 
@@ -250,64 +270,135 @@ static int fitness(const struct sock *sock)
     return 0;
 }
 
+/* The first companion of a socket that has none yet, as far as wsp_setsockopt. 0, or minus a reason number. */
+static int prepare(struct sock *sock, int fd, const struct san_provider *provider)
+{
+    struct companion companion = {.provider = provider};
+    struct endpoint source, local;
+    int error = provider->wsp_reach(&sock->remote, &source);
+    if (!error)
+        error = concrete_local(sock, fd, &source, &local);
+    if (error)
+        return error;
+    error = set_up(sock, &companion, &local);
+    if (error)
+        return -reason_of(error);
+    if (!same_netns(fd, provider->wsp_poll_fd(companion.descriptor))) {
+        provider->wsp_close_socket(companion.descriptor);
+        return -REASON_NETNS;
+    }
+    sock->local = local;
+    sock->companions[0] = companion;
+    return 0;
+}
+
+/* A connected companion becomes a kernel descriptor, and perhaps its provider goes on moving the data. -errno. */
+static int detach(const struct companion *companion, struct moving *moving)
+{
+    *moving = (struct moving){0};
+    if (companion->provider->wsp_transfer(companion->descriptor, &moving->mover, &moving->state) < 0)
+        moving->mover = NULL;
+    int native = companion->provider->wsp_detach(companion->descriptor);
+    if (native < 0) {
+        companion_stop_moving(moving);
+        companion->provider->wsp_close_socket(companion->descriptor);
+        moving->mover = NULL;
+    }
+    return native;
+}
+
+void companion_stop_moving(const struct moving *moving)
+{
+    if (moving->mover)
+        moving->mover->close(moving->state);
+}
+
+/* wsp_connect has ended. 0: the companion stands under the descriptors. Minus a reason number, or a final errno. */
+static int conclude(struct sock *sock, int fd, int error)
+{
+    struct companion *companion = &sock->companions[0];
+    atomic_store(&sock->completion, COMPLETION_NONE);
+    if (!error) {
+        int native = detach(companion, &sock->moving);
+        if (native < 0)
+            return -REASON_PROVIDER_FAILED;
+        if (sock->moving.mover)
+            atomic_fetch_or(&sock->slow, SLOW_MOVER);
+        int now = sock->connecting ? connecting_own(sock) : atomic_load(&sock->shadow);
+        error = companion_put_under(sock, fd, native, now, false);
+        real.close(native);
+        return error ? -reason_of(error) : 0;
+    }
+    companion->provider->wsp_close_socket(companion->descriptor);
+    trace_log("connect fd %d: provider %s: %s", fd, companion->provider->name, strerror(-error));
+    if (is_final(error))
+        return error == -ECONNRESET ? ECONNREFUSED : -error;
+    return -reason_of(error);
+}
+
+static int connect_by(struct sock *sock, int fd, const struct verdict *verdict, int index)
+{
+    const struct san_provider *provider = provider_by_id(verdict->providers[index]);
+    int error = provider ? prepare(sock, sock->connecting ? atomic_load(&sock->shadow) : fd, provider) : -REASON_NO_PROVIDER;
+    if (error)
+        return error;
+    /* What can fail fails before the peer sees a connection. */
+    if (atomic_load(&sock->shadow) < 0)
+        atomic_store(&sock->shadow, hidden_dup(fd));
+    if (atomic_load(&sock->shadow) < 0)
+        return conclude(sock, fd, -EMFILE);
+    atomic_store(&sock->completion, COMPLETION_OPEN);
+    error = provider->wsp_connect(sock->companions[0].descriptor, &sock->remote);
+    if (error != -EINPROGRESS)
+        return conclude(sock, fd, error);
+    uint32_t open = COMPLETION_OPEN;
+    if (atomic_load(&sock->completion) == COMPLETION_OPEN) {
+        error = sock->connecting ? 0 : connecting_begin(sock, fd, verdict);
+        if (error)
+            return conclude(sock, fd, error);
+        connecting_provider(sock, index);
+        if (atomic_compare_exchange_strong(&sock->completion, &open, COMPLETION_ARMED))
+            return COMPANION_IN_PROGRESS;
+    }
+    return conclude(sock, fd, -(int)(atomic_load(&sock->completion) - COMPLETION_EARLY));
+}
+
+/* The providers of the verdict from `index` on, where `result` is what those before it came to. */
+static int go_on(struct sock *sock, int fd, const struct verdict *verdict, int index, int result)
+{
+    for (; result < 0 && index < PROVIDERS_MAX && verdict->providers[index]; index++)
+        result = connect_by(sock, fd, verdict, index);
+    if (result == 0 || result == COMPANION_IN_PROGRESS)
+        return result;
+    if (sock->connecting)
+        connecting_give_back(sock, fd);
+    else
+        hidden_close(atomic_exchange(&sock->shadow, -1));
+    return result;
+}
+
 int companion_connect(struct sock *sock, int fd, const struct endpoint *remote, const struct verdict *verdict)
 {
-    int reason = REASON_NO_PROVIDER, unfit = fitness(sock);
+    int unfit = fitness(sock);
     if (unfit)
         return unfit;
     const struct sock_option *v6only = options_find(sock, IPPROTO_IPV6, IPV6_V6ONLY);
     if (sock->family == AF_INET6 && endpoint_is_v4(remote) && v6only && v6only->value[0])
         return -REASON_ADDRESS;        /* the kernel's error */
-    for (int i = 0; i < PROVIDERS_MAX && verdict->providers[i]; i++) {
-        struct companion companion = {.provider = provider_by_id(verdict->providers[i])};
-        struct endpoint source, local;
-        if (!companion.provider)
-            continue;
-        int error = companion.provider->wsp_reach(remote, &source);
-        if (!error)
-            error = concrete_local(sock, fd, &source, &local);
-        if (error) {
-            reason = -error;
-            continue;
-        }
-        error = set_up(sock, &companion, &local);
-        if (error) {
-            reason = reason_of(error);
-            continue;
-        }
-        if (!same_netns(fd, companion.provider->wsp_poll_fd(companion.descriptor))) {
-            companion.provider->wsp_close_socket(companion.descriptor);
-            return -REASON_NETNS;
-        }
-        /* What can fail fails before the peer sees a connection. */
-        int parked = hidden_dup(fd);
-        error = parked < 0 ? -EMFILE : companion.provider->wsp_connect(companion.descriptor, remote);
-        if (error) {
-            hidden_close(parked);
-            companion.provider->wsp_close_socket(companion.descriptor);
-            if (is_final(error))
-                return error == -ECONNRESET ? ECONNREFUSED : -error;
-            reason = reason_of(error);
-            trace_log("connect fd %d: provider %s: %s", fd, companion.provider->name, strerror(-error));
-            continue;
-        }
-        int native = companion.provider->wsp_detach(companion.descriptor);
-        if (native < 0) {
-            hidden_close(parked);
-            reason = REASON_PROVIDER_FAILED;
-            continue;
-        }
-        error = swap_in(sock, fd, native, parked);
-        if (error) {
-            reason = reason_of(error);
-            continue;
-        }
-        sock->local = local;
-        sock->remote = *remote;
-        sock->companions[0].provider = companion.provider;
-        return 0;
-    }
-    return -reason;
+    sock->remote = *remote;
+    return go_on(sock, fd, verdict, 0, -REASON_NO_PROVIDER);
+}
+
+int companion_resume(struct sock *sock, int fd, const struct verdict *verdict, int provider, int error)
+{
+    return go_on(sock, fd, verdict, provider + 1, conclude(sock, fd, error));
+}
+
+void companion_abandon(struct sock *sock)
+{
+    struct companion *companion = &sock->companions[0];
+    atomic_store(&sock->completion, COMPLETION_NONE);
+    companion->provider->wsp_close_socket(companion->descriptor);
 }
 
 static void close_companions(struct sock *sock)
@@ -403,8 +494,8 @@ int companion_listen(struct sock *sock, int fd, const struct verdict *verdict, i
     return 0;
 }
 
-int companion_accept(struct sock *sock, int index, bool nonblocking, bool cloexec, struct endpoint *local,
-                     struct endpoint *peer)
+int companion_accept(struct sock *sock, int index, bool nonblocking, bool cloexec, struct moving *moving,
+                     struct endpoint *local, struct endpoint *peer)
 {
     struct companion *listener = &sock->companions[index];
     wsp_descriptor descriptor;
@@ -413,7 +504,8 @@ int companion_accept(struct sock *sock, int index, bool nonblocking, bool cloexe
     if (error)
         return error;
     replay_options(sock, listener->provider, descriptor);
-    return listener->provider->wsp_detach(descriptor);
+    struct companion accepted = {listener->provider, descriptor};
+    return detach(&accepted, moving);
 }
 
 int companion_poll_fd(const struct sock *sock, int index)
@@ -446,12 +538,15 @@ void companion_leave(struct sock *sock, int fd)
 /* Who waits already is told at once, instead of never. */
 void companion_turn_away(struct sock *sock)
 {
+    struct moving moving;
     struct endpoint local, peer;
     for (int i = 0; i < sock->ncompanions; i++) {
         int fd;
-        while ((fd = companion_accept(sock, i, true, true, &local, &peer)) >= 0 || fd == -ECONNABORTED)
-            if (fd >= 0)
+        while ((fd = companion_accept(sock, i, true, true, &moving, &local, &peer)) >= 0 || fd == -ECONNABORTED)
+            if (fd >= 0) {
+                companion_stop_moving(&moving);
                 real.close(fd);
+            }
     }
 }
 
@@ -480,6 +575,8 @@ void companion_give_up(struct sock *sock, int fd, int reason)
 void companion_dispose(struct sock *sock)
 {
     close_companions(sock);
+    connecting_dispose(sock);
+    companion_stop_moving(&sock->moving);
     for (int i = 0; i < SOCK_REGISTRATIONS; i++)
         if (sock->registrations[i].epfd >= 0 && sock->registrations[i].owned)
             hidden_close(sock->registrations[i].via);

@@ -4,19 +4,35 @@
 #define INTERPOSER_COMPANION_H
 #include "fdtable.h"
 
+#define COMPANION_IN_PROGRESS INT32_MAX
+
 /* Connects fd to remote by the first provider of the verdict that can. 0: fd is the companion now. Minus a reason
- * number: TCP. A positive errno: final, TCP would fail too. */
+ * number: TCP. A positive errno: final, TCP would fail too. COMPANION_IN_PROGRESS: the socket is SOCK_CONNECTING, or was
+ * for a moment. */
 int companion_connect(struct sock *sock, int fd, const struct endpoint *remote, const struct verdict *verdict);
+/* The connect in progress by that provider of the verdict has ended with `error`: takes the companion over or tries the
+ * next providers. As companion_connect; fd is one of the socket's descriptors, or -1. */
+int companion_resume(struct sock *sock, int fd, const struct verdict *verdict, int provider, int error);
+/* Closes the companion of a connect in progress. */
+void companion_abandon(struct sock *sock);
+/* Puts the file of `with` under every descriptor of the socket that still holds that of `now`, with their status flags.
+ * `keep`: its registrations in epolls stay recorded, because another exchange may follow. */
+int companion_put_under(struct sock *sock, int fd, int with, int now, bool keep);
 /* Companion listeners for a TCP listener, whose address is in sock->local. 0: at least one serves; minus a reason number: TCP only. */
 int companion_listen(struct sock *sock, int fd, const struct verdict *verdict, int backlog);
-/* One connection from a companion listener. The new descriptor, *local and *peer; -EAGAIN, or another -errno. */
-int companion_accept(struct sock *sock, int index, bool nonblocking, bool cloexec, struct endpoint *local,
-                     struct endpoint *peer);
+/* One connection from a companion listener. The new descriptor, who moves its data, *local and *peer; -EAGAIN, or another
+ * -errno. */
+int companion_accept(struct sock *sock, int index, bool nonblocking, bool cloexec, struct moving *moving,
+                     struct endpoint *local, struct endpoint *peer);
+/* Nobody uses that connection any more. */
+void companion_stop_moving(const struct moving *moving);
 /* The companion listeners refuse from here on, in every process that shares them; they are closed with the socket, or
  * before the next listen(), because another thread may be in accept(). */
 void companion_silence(struct sock *sock);
 int companion_poll_fd(const struct sock *sock, int index);
 void companion_backlog(struct sock *sock, int backlog);
+/* An option that was set after listen() or while connecting. */
+void companion_option(struct sock *sock, int level, int name, const void *value, socklen_t length);
 /* The TCP listener stands alone in the program's epolls again, with its own O_NONBLOCK. */
 void companion_leave(struct sock *sock, int fd);
 /* Has this process, or one that shares the listener, waited or accepted on it? */

@@ -1,6 +1,8 @@
 /* Owns nothing. Async-signal-safe, runs after fork; errno is touched on failure only. */
 #include "data.h"
+#include "connecting.h"
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 
 #define IGNORED_BY_TCP_SEND (MSG_FASTOPEN | MSG_ZEROCOPY)
@@ -22,12 +24,48 @@ static ssize_t sent(int fd, ssize_t result, int flags)
     return -1;
 }
 
-ssize_t data_send(int fd, const void *buffer, size_t size, int flags)
+/* On a socket that is still connecting a call waits, or says EAGAIN. 1: it may go on now, with what has become of fd. */
+static bool may_go_on(int fd, int flags)
 {
+    if (flags & MSG_DONTWAIT || real.fcntl(fd, F_GETFL, 0) & O_NONBLOCK) {
+        errno = EAGAIN;
+        return false;
+    }
+    int saved = errno;
+    struct sock *held = fdtable_get(fd);
+    int error = held ? -connecting_wait(&held, fd) : EBADF;
+    if (held && !error)
+        error = atomic_exchange(&held->connect_error, 0);
+    if (held)
+        sock_put(held);
+    errno = error == EINPROGRESS ? EAGAIN : error ? error : saved;
+    return !error;
+}
+
+static ssize_t send_message(struct sock *sock, int fd, const struct msghdr *message, int flags)
+{
+    int native = (flags & ~IGNORED_BY_TCP_SEND) | MSG_NOSIGNAL;
+    if (sock_is_slow(sock, SLOW_CONNECTING)) {
+        if (!may_go_on(fd, flags))
+            return -1;
+        sock = fdtable_companion(fd);
+        if (!sock)
+            return real.sendmsg(fd, message, flags);
+    }
+    const struct wsp_mover *mover = sock->moving.mover;
+    return sent(fd, mover ? mover->send(sock->moving.state, fd, message, native) : real.sendmsg(fd, message, native), flags);
+}
+
+ssize_t data_send(struct sock *sock, int fd, const void *buffer, size_t size, int flags)
+{
+    if (sock_is_slow(sock, SLOW_CONNECTING | SLOW_MOVER)) {
+        struct iovec part = {(void *)buffer, size};
+        return send_message(sock, fd, &(struct msghdr){.msg_iov = &part, .msg_iovlen = 1}, flags);
+    }
     return sent(fd, real.send(fd, buffer, size, (flags & ~IGNORED_BY_TCP_SEND) | MSG_NOSIGNAL), flags);
 }
 
-ssize_t data_sendmsg(int fd, const struct msghdr *message, int flags)
+ssize_t data_sendmsg(struct sock *sock, int fd, const struct msghdr *message, int flags)
 {
     if (is_no_pointer(message))
         return real.sendmsg(fd, message, flags);
@@ -36,27 +74,27 @@ ssize_t data_sendmsg(int fd, const struct msghdr *message, int flags)
     copy.msg_namelen = 0;
     copy.msg_control = NULL;
     copy.msg_controllen = 0;
-    return sent(fd, real.sendmsg(fd, &copy, (flags & ~IGNORED_BY_TCP_SEND) | MSG_NOSIGNAL), flags);
+    return send_message(sock, fd, &copy, flags);
 }
 
-ssize_t data_writev(int fd, const struct iovec *vector, int count)
+ssize_t data_writev(struct sock *sock, int fd, const struct iovec *vector, int count)
 {
     if (count < 0) {
         errno = EINVAL;
         return -1;
     }
     struct msghdr message = {.msg_iov = (struct iovec *)vector, .msg_iovlen = (size_t)count};
-    ssize_t result = real.sendmsg(fd, &message, MSG_NOSIGNAL);
+    ssize_t result = send_message(sock, fd, &message, 0);
     if (result < 0 && errno == EMSGSIZE)   /* sendmsg's word for too long a vector */
         errno = EINVAL;
-    return sent(fd, result, 0);
+    return result;
 }
 
-int data_sendmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags)
+int data_sendmmsg(struct sock *sock, int fd, struct mmsghdr *messages, unsigned count, int flags)
 {
     unsigned done = 0;
     for (; done < count; done++) {
-        ssize_t result = data_sendmsg(fd, &messages[done].msg_hdr, flags);
+        ssize_t result = data_sendmsg(sock, fd, &messages[done].msg_hdr, flags);
         if (result < 0)
             return done ? (int)done : -1;
         messages[done].msg_len = (unsigned)result;
@@ -64,15 +102,23 @@ int data_sendmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags)
     return (int)done;
 }
 
+static ssize_t receive_message(struct sock *sock, int fd, struct msghdr *message, int flags)
+{
+    const struct wsp_mover *mover = sock->moving.mover;
+    return mover ? mover->receive(sock->moving.state, fd, message, flags) : real.recvmsg(fd, message, flags);
+}
+
 /* TCP's MSG_TRUNC throws bytes away without copying them; AF_UNIX would copy. */
-static ssize_t discard(int fd, size_t size, int flags)
+static ssize_t discard(struct sock *sock, int fd, size_t size, int flags)
 {
     char scratch[4096];
     size_t done = 0;
     int saved = errno;
     do {
         size_t want = size - done < sizeof scratch ? size - done : sizeof scratch;
-        ssize_t got = real.recv(fd, scratch, want, done && !(flags & MSG_WAITALL) ? flags | MSG_DONTWAIT : flags);
+        struct iovec part = {scratch, want};
+        struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+        ssize_t got = receive_message(sock, fd, &message, done && !(flags & MSG_WAITALL) ? flags | MSG_DONTWAIT : flags);
         if (got <= 0 && !done)
             return got;
         if (got <= 0)
@@ -93,7 +139,7 @@ static ssize_t received(struct sock *sock, int saved, ssize_t result)
         return result;
     if (errno == ECONNRESET)
         sock->shut_write = true;       /* both directions have ended: hang-ups are real from here on */
-    if (!sock->shut_read || errno != EAGAIN)
+    if (!sock_is_slow(sock, SLOW_SHUT_READ) || errno != EAGAIN)
         return result;
     errno = saved;
     return 0;
@@ -101,7 +147,7 @@ static ssize_t received(struct sock *sock, int saved, ssize_t result)
 
 ssize_t data_read(struct sock *sock, int fd, void *buffer, size_t size)
 {
-    if (sock->shut_read)
+    if (sock_is_slow(sock, ~0))
         return data_recv(sock, fd, buffer, size, 0);
     ssize_t result = real.read(fd, buffer, size);
     return result < 0 ? received(sock, errno, result) : result;
@@ -110,14 +156,10 @@ ssize_t data_read(struct sock *sock, int fd, void *buffer, size_t size)
 ssize_t data_recv(struct sock *sock, int fd, void *buffer, size_t size, int flags)
 {
     int saved = errno;
-    if (flags & MSG_ERRQUEUE) {
-        errno = EAGAIN;
-        return -1;
+    if (sock_is_slow(sock, ~0) || flags & (MSG_ERRQUEUE | MSG_TRUNC)) {
+        struct iovec part = {buffer, size};
+        return data_recvmsg(sock, fd, &(struct msghdr){.msg_iov = &part, .msg_iovlen = 1}, flags);
     }
-    if (sock->shut_read)
-        flags |= MSG_DONTWAIT;
-    if (flags & MSG_TRUNC)
-        return received(sock, saved, discard(fd, size, flags & ~MSG_TRUNC));
     return received(sock, saved, real.recv(fd, buffer, size, flags));
 }
 
@@ -129,6 +171,13 @@ ssize_t data_recvmsg(struct sock *sock, int fd, struct msghdr *message, int flag
     }
     if (is_no_pointer(message))
         return real.recvmsg(fd, message, flags);
+    if (sock_is_slow(sock, SLOW_CONNECTING)) {
+        if (!may_go_on(fd, flags))
+            return -1;
+        sock = fdtable_companion(fd);
+        if (!sock)
+            return real.recvmsg(fd, message, flags);
+    }
     struct msghdr copy = *message;
     copy.msg_name = NULL;
     copy.msg_namelen = 0;
@@ -137,14 +186,14 @@ ssize_t data_recvmsg(struct sock *sock, int fd, struct msghdr *message, int flag
     copy.msg_flags = 0;
     int saved = errno;
     ssize_t result;
-    flags |= sock->shut_read ? MSG_DONTWAIT : 0;
+    flags |= sock_is_slow(sock, SLOW_SHUT_READ) ? MSG_DONTWAIT : 0;
     if (flags & MSG_TRUNC) {
         size_t size = 0;
         for (size_t i = 0; i < copy.msg_iovlen && copy.msg_iov; i++)
             size += copy.msg_iov[i].iov_len;
-        result = discard(fd, size, flags & ~MSG_TRUNC);
+        result = discard(sock, fd, size, flags & ~MSG_TRUNC);
     } else {
-        result = real.recvmsg(fd, &copy, flags);
+        result = receive_message(sock, fd, &copy, flags);
     }
     result = received(sock, saved, result);
     if (result >= 0) {
@@ -183,7 +232,9 @@ int data_recvmmsg(struct sock *sock, int fd, struct mmsghdr *messages, unsigned 
 
 ssize_t data_readv(struct sock *sock, int fd, const struct iovec *vector, int count)
 {
-    struct msghdr message = {.msg_iov = (struct iovec *)vector, .msg_iovlen = (size_t)count};
     int saved = errno;
-    return received(sock, saved, sock->shut_read ? real.recvmsg(fd, &message, MSG_DONTWAIT) : real.readv(fd, vector, count));
+    if (!sock_is_slow(sock, ~0))
+        return received(sock, saved, real.readv(fd, vector, count));
+    struct msghdr message = {.msg_iov = (struct iovec *)vector, .msg_iovlen = (size_t)count};
+    return data_recvmsg(sock, fd, &message, 0);
 }

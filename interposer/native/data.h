@@ -1,5 +1,6 @@
 /* Moving data on an established native companion: the kernel's own calls, with AF_UNIX's differences from TCP taken
- * back (DESIGN: event table). The hooks call these only for descriptors whose state says SOCK_CONNECTED. */
+ * back (DESIGN: event table), or its provider's; while it is still connecting, as TCP would. The hooks call these only for
+ * what fdtable_companion() finds. */
 #ifndef INTERPOSER_DATA_H
 #define INTERPOSER_DATA_H
 #include "fdtable.h"
@@ -10,8 +11,8 @@ ssize_t data_recv(struct sock *sock, int fd, void *buffer, size_t size, int flag
 ssize_t data_recvmsg(struct sock *sock, int fd, struct msghdr *message, int flags);
 int data_recvmmsg(struct sock *sock, int fd, struct mmsghdr *messages, unsigned count, int flags, struct timespec *timeout);
 ssize_t data_readv(struct sock *sock, int fd, const struct iovec *vector, int count);
-ssize_t data_send(int fd, const void *buffer, size_t size, int flags);
-ssize_t data_sendmsg(int fd, const struct msghdr *message, int flags);
-int data_sendmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags);
-ssize_t data_writev(int fd, const struct iovec *vector, int count);
+ssize_t data_send(struct sock *sock, int fd, const void *buffer, size_t size, int flags);
+ssize_t data_sendmsg(struct sock *sock, int fd, const struct msghdr *message, int flags);
+int data_sendmmsg(struct sock *sock, int fd, struct mmsghdr *messages, unsigned count, int flags);
+ssize_t data_writev(struct sock *sock, int fd, const struct iovec *vector, int count);
 #endif

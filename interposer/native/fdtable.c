@@ -2,6 +2,7 @@
  * lock, which is held for a few instructions and never across a call. Runs after fork and in signal handlers. */
 #include "fdtable.h"
 #include "companion.h"
+#include "connecting.h"
 #include "lifecycle.h"
 #include "readiness.h"
 #include "real.h"
@@ -70,6 +71,35 @@ struct sock *fdtable_get(int fd)
         sock_put(sock);
     }
     return NULL;
+}
+
+struct sock *fdtable_at(uint32_t index)
+{
+    struct sock *sock = pool_at(&socks, index);
+    return sock && hold(sock) ? sock : NULL;
+}
+
+struct search {
+    const struct sock *sock;
+    int fd;
+};
+
+static bool is_alias(int fd, struct sock *sock, void *context)
+{
+    struct search *search = context;
+    if (sock != search->sock)
+        return true;
+    search->fd = fd;
+    return false;
+}
+
+int fdtable_alias_of(const struct sock *sock, int hint)
+{
+    struct search search = {sock, -1};
+    if (fdtable_peek(hint) == sock)
+        return hint;
+    fdtable_each(0, ~0u, is_alias, &search);
+    return search.fd;
 }
 
 void sock_put(struct sock *sock)
@@ -162,13 +192,22 @@ void sock_unlock(struct sock *sock)
 /* The threads that held it otherwise do not exist here. */
 static bool release_inherited(int fd, struct sock *sock, void *context)
 {
-    (void)fd, (void)context;
+    (void)context;
     if (sock == &hidden)
         return true;
     atomic_store(&sock->lock, 0);
     atomic_store(&sock->refs, atomic_load(&sock->aliases));
     if (sock_phase(sock) == SOCK_DECIDING)
         atomic_store(&sock->phase, SOCK_TCP);
+    connecting_after_fork_child(sock, fd);
+    return true;
+}
+
+static bool end_connecting(int fd, struct sock *sock, void *context)
+{
+    (void)fd, (void)context;
+    if (sock != &hidden)
+        connecting_end_in_child(sock);
     return true;
 }
 
@@ -185,6 +224,8 @@ void fdtable_after_fork_child(void)
 {
     limit_lock = 0;
     fdtable_each(0, ~0u, release_inherited, NULL);
+    if (connecting_count)
+        fdtable_each(0, ~0u, end_connecting, NULL);
 }
 
 static _Thread_local bool limit_taken;

@@ -14,6 +14,7 @@ enum sock_phase {
     SOCK_TCP,                          /* TCP for good */
     SOCK_LISTENING,                    /* with companions */
     SOCK_CONNECTED,                    /* the companion is the descriptor */
+    SOCK_CONNECTING,                   /* a placeholder is the descriptor until a provider completes the connect */
     SOCK_HIDDEN,                       /* the switch's own descriptor: no close() of the program reaches it */
 };
 
@@ -33,15 +34,26 @@ struct companion {
     wsp_descriptor descriptor;
 };
 
+struct connecting;                     /* connecting.c */
+
+struct moving {
+    const struct wsp_mover *mover;     /* NULL: the kernel moves the data */
+    uintptr_t state;
+};
+
+/* Why a companion's data does not simply go by the kernel's calls. */
+enum { SLOW_SHUT_READ = 1, SLOW_CONNECTING = 2, SLOW_MOVER = 4 };
+
 struct sock {
     struct pool_item item;
     _Atomic uint32_t refs;
     _Atomic uint32_t aliases;          /* table entries */
     _Atomic uint8_t phase;             /* enum sock_phase */
     _Atomic uint8_t lock;              /* options, registrations: held for a few instructions only */
+    _Atomic uint8_t slow;              /* SLOW_* */
     uint8_t family;                    /* AF_INET or AF_INET6 */
     uint8_t role;                      /* ROW_* of stats.h */
-    bool bound, port_is_ours, announce, shut_read, shut_write;   /* announce: connect() has yet to say 0 once */
+    bool bound, port_is_ours, announce, shut_write;   /* announce: connect() has yet to say 0 once */
     bool nonblocking;                  /* a listener: the program's view of O_NONBLOCK */
     uint16_t served;                   /* a listener: its byte on the page of companion.c */
     bool options_lost, registrations_lost, strict, v6only;
@@ -53,6 +65,11 @@ struct sock {
     _Atomic int shadow;                /* hidden TCP socket that holds the port and answers for options, or -1 */
     int epoll, epoll_old;              /* a listener's private epoll of this process, and an inherited one; or -1 */
     int32_t epoll_pid;
+    _Atomic uint32_t completion;       /* of a connect in progress: connecting.c */
+    _Atomic int connect_error;         /* errno of one that failed later, until the program has been told */
+    struct connecting *connecting;
+    struct moving moving;
+    uint32_t send_buffer, receive_buffer;   /* bytes, as the policy wants them; 0: as they are */
     uint8_t ncompanions, noptions;
     struct companion companions[PROVIDERS_MAX];
     struct endpoint local, remote;
@@ -79,14 +96,24 @@ static inline enum sock_phase sock_phase(const struct sock *sock)
     return (enum sock_phase)atomic_load_explicit(&sock->phase, memory_order_acquire);
 }
 
-/* The state of an established companion, or NULL for every other descriptor. */
+/* The state behind a companion, or what holds the place of one; NULL for every other descriptor. */
 static inline struct sock *fdtable_companion(int fd)
 {
     struct sock *sock = fdtable_peek(fd);
-    return sock && sock_phase(sock) == SOCK_CONNECTED ? sock : NULL;
+    enum sock_phase phase = sock ? sock_phase(sock) : SOCK_FREE;
+    return phase == SOCK_CONNECTED || phase == SOCK_CONNECTING ? sock : NULL;
+}
+
+static inline bool sock_is_slow(const struct sock *sock, int why)
+{
+    return atomic_load_explicit(&sock->slow, memory_order_relaxed) & why;
 }
 
 struct sock *fdtable_get(int fd);      /* with a reference, or NULL; never a hidden one */
+/* The state with that pool index, with a reference; NULL when it is nobody's. */
+struct sock *fdtable_at(uint32_t index);
+/* Any descriptor of the program's for the socket, `hint` if it is one; -1: it has none any more. */
+int fdtable_alias_of(const struct sock *sock, int hint);
 void sock_put(struct sock *sock);
 /* New state for fd, one alias and one reference (sock_put it); NULL when memory is short. */
 struct sock *fdtable_new(int fd, int family, enum sock_phase phase);

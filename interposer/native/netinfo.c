@@ -1,7 +1,9 @@
-/* Owns two small caches of what the kernel said about addresses, each entry good for a second. One lock, tried and
- * never waited for: who does not get it asks the kernel. Runs after fork; in a signal handler it asks the kernel. */
+/* Owns what the kernel said about addresses: two small caches and the address table. One lock for each of both, tried and
+ * never waited for: who does not get it asks the kernel, and so does everybody once the program has changed its name
+ * space, because threads may then be in several. Runs after fork; in a signal handler it asks the kernel. */
 #include "netinfo.h"
 #include "fdtable.h"
+#include "lifecycle.h"
 #include "real.h"
 #include "reasons.h"
 #include <errno.h>
@@ -9,12 +11,18 @@
 #include <linux/netlink.h>
 #include <linux/rtnetlink.h>
 #include <linux/sock_diag.h>
+#include <net/if.h>
 #include <netinet/in.h>
+#include <pthread.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #define ENTRIES 64
-#define LIFETIME_MS 1000
+#define LIFETIME_MS 900                /* from before the question: with a tick of the coarse clock, under a second */
 #define TCP_LISTEN_STATE 10
+#define SUBNETS 256
+#define PROVIDER_IDS 32
+#define LOOPBACK_INDEX 1               /* in every name space */
 
 struct entry {
     struct endpoint key;
@@ -33,9 +41,12 @@ int64_t netinfo_now(void)
     return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
+static void subnets_after_fork_child(void);
+
 void netinfo_after_fork_child(void)
 {
     lock = 0;
+    subnets_after_fork_child();
 }
 
 static struct entry *place(struct entry *cache, const struct endpoint *ep)
@@ -50,7 +61,7 @@ static struct entry *place(struct entry *cache, const struct endpoint *ep)
 static bool recall(struct entry *cache, const struct endpoint *ep, struct entry *out)
 {
     bool found = false;
-    if (atomic_exchange_explicit(&lock, 1, memory_order_acquire))
+    if (lifecycle_moved || atomic_exchange_explicit(&lock, 1, memory_order_acquire))
         return false;
     struct entry *entry = place(cache, ep);
     if (entry->until > netinfo_now() && endpoint_equal(&entry->key, ep)) {
@@ -63,18 +74,34 @@ static bool recall(struct entry *cache, const struct endpoint *ep, struct entry 
 
 static void remember(struct entry *cache, const struct entry *entry)
 {
-    if (atomic_exchange_explicit(&lock, 1, memory_order_acquire))
+    if (lifecycle_moved || atomic_exchange_explicit(&lock, 1, memory_order_acquire))
         return;
     *place(cache, &entry->key) = *entry;
     atomic_store_explicit(&lock, 0, memory_order_release);
 }
 
-/* One request, one answer of at most `size` bytes; its length, or -errno. */
-static ssize_t netlink_ask(int protocol, void *request, size_t length, void *answer, size_t size)
+/* A thread that is cancelled while it asks would leave the socket behind. -errno. */
+static int netlink_open(int protocol, int *cancel)
 {
     int fd = real.socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol);
     if (fd < 0)
         return -errno;
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, cancel);
+    return fd;
+}
+
+static void netlink_close(int fd, int cancel)
+{
+    real.close(fd);
+    pthread_setcancelstate(cancel, NULL);
+}
+
+/* One request, one answer of at most `size` bytes; its length, or -errno. */
+static ssize_t netlink_ask(int protocol, void *request, size_t length, void *answer, size_t size)
+{
+    int cancel, fd = netlink_open(protocol, &cancel);
+    if (fd < 0)
+        return fd;
     ssize_t got = real.send(fd, request, length, MSG_NOSIGNAL);
     if (got >= 0)
         do
@@ -82,7 +109,7 @@ static ssize_t netlink_ask(int protocol, void *request, size_t length, void *ans
         while (got < 0 && errno == EINTR);
     if (got < 0)
         got = -errno;
-    real.close(fd);
+    netlink_close(fd, cancel);
     if (got >= 0) {
         struct nlmsghdr *header = answer;
         if ((size_t)got < sizeof *header || header->nlmsg_len > (size_t)got)
@@ -140,12 +167,19 @@ int netinfo_local(const struct endpoint *ep, struct endpoint *source)
     struct entry entry = {.key = *ep};
     entry.key.port = 0;
     if (!recall(locals, &entry.key, &entry)) {
-        entry.result = ask_local(ep, &entry.answer.address);
         entry.until = netinfo_now() + LIFETIME_MS;
+        entry.result = ask_local(ep, &entry.answer.address);
         remember(locals, &entry);
     }
     *source = entry.answer.address;
     return entry.result;
+}
+
+int netinfo_local_now(const struct endpoint *ep)
+{
+    struct endpoint source;
+    int result = netinfo_local(ep, &source);
+    return result == -REASON_OTHER_MACHINE ? ask_local(ep, &source) : result;
 }
 
 static int ask_listener(const struct endpoint *ep, struct netinfo_listener *out)
@@ -197,11 +231,217 @@ int netinfo_listener(const struct endpoint *ep, struct netinfo_listener *listene
 {
     struct entry entry = {.key = *ep};
     if (!recall(listeners, ep, &entry)) {
-        entry.result = ask_listener(ep, &entry.answer);
         entry.until = netinfo_now() + LIFETIME_MS;
+        entry.result = ask_listener(ep, &entry.answer);
         if (entry.result == 0)         /* a listener may appear at any moment, and must not be missed */
             remember(listeners, &entry);
     }
     *listener = entry.answer;
     return entry.result;
+}
+
+/* --- the address table --- */
+
+struct entry_of_table {
+    struct subnet subnet;
+    uint32_t providers;                /* a bit for each id */
+};
+
+struct table {
+    int64_t until;
+    unsigned count;
+    bool whole;                        /* all addresses of the machine are in it */
+    bool loopback;
+    struct entry_of_table entries[SUBNETS];
+    char answer[4096] __attribute__((aligned(8)));   /* the kernel makes portions for the buffer that it is offered */
+};
+
+static struct table shared;
+static _Atomic int shared_lock;
+
+static void subnets_after_fork_child(void)
+{
+    if (atomic_exchange(&shared_lock, 0))
+        shared.until = 0;              /* somebody was writing it */
+}
+
+static void take_address(struct table *table, const struct nlmsghdr *header)
+{
+    const struct ifaddrmsg *message = NLMSG_DATA(header);
+    bool v4 = message->ifa_family == AF_INET;
+    size_t size = v4 ? 4 : 16;
+    const uint8_t *own = NULL, *other = NULL;
+    int left = (int)IFA_PAYLOAD(header);
+    for (const struct rtattr *attribute = IFA_RTA(message); RTA_OK(attribute, left); attribute = RTA_NEXT(attribute, left)) {
+        if (attribute->rta_type == IFA_LOCAL && RTA_PAYLOAD(attribute) == size)
+            own = RTA_DATA(attribute);
+        if (attribute->rta_type == IFA_ADDRESS && RTA_PAYLOAD(attribute) == size)
+            other = RTA_DATA(attribute);
+    }
+    own = own ? own : other;
+    if ((!v4 && message->ifa_family != AF_INET6) || !own || message->ifa_prefixlen > size * 8)
+        return;
+    if (table->count == SUBNETS) {
+        table->whole = false;
+        return;
+    }
+    struct entry_of_table *entry = &table->entries[table->count++];
+    *entry = (struct entry_of_table){.subnet.interface = message->ifa_index};
+    struct endpoint *address = &entry->subnet.address;
+    endpoint_set_wildcard(address, v4);
+    memcpy(v4 ? address->ip + 12 : address->ip, own, size);
+    if (address->ip[0] == 0xfe && (address->ip[1] & 0xc0) == 0x80)
+        address->scope = message->ifa_index;
+    /* Of a point-to-point link the prefix is the other end's. */
+    bool alone = other && memcmp(own, other, size) != 0;
+    entry->subnet.prefix = (uint8_t)(alone ? 128 : 128 - size * 8 + message->ifa_prefixlen);
+}
+
+enum { ASKED_LINK = 1, ASKED_ADDRESSES = 2 };
+
+/* False: nothing more will come. */
+static bool take_answer(struct table *table, size_t got, bool *interrupted)
+{
+    const struct nlmsghdr *header = (const struct nlmsghdr *)(const void *)table->answer;
+    for (int left = (int)got; NLMSG_OK(header, left); header = NLMSG_NEXT(header, left)) {
+        if (header->nlmsg_flags & NLM_F_DUMP_INTR)
+            *interrupted = true;
+        if (header->nlmsg_type == RTM_NEWLINK && header->nlmsg_len >= NLMSG_LENGTH(sizeof(struct ifinfomsg)))
+            table->loopback = ((const struct ifinfomsg *)NLMSG_DATA(header))->ifi_flags & IFF_UP;
+        if (header->nlmsg_type == RTM_NEWADDR && header->nlmsg_len >= NLMSG_LENGTH(sizeof(struct ifaddrmsg)))
+            take_address(table, header);
+        if (header->nlmsg_seq == ASKED_ADDRESSES && header->nlmsg_type == NLMSG_ERROR)
+            table->whole = false;
+        if (!table->whole || header->nlmsg_type == NLMSG_DONE)
+            return false;
+    }
+    return true;
+}
+
+static void ask_addresses(struct table *table, bool *interrupted)
+{
+    struct {
+        struct nlmsghdr link_header;
+        struct ifinfomsg link;
+        struct rtattr extent;
+        uint32_t bits;
+        struct nlmsghdr addresses_header;
+        struct ifaddrmsg addresses;
+    } request = {
+        .link_header = {offsetof(typeof(request), addresses_header), RTM_GETLINK, NLM_F_REQUEST, ASKED_LINK, 0},
+        .link = {.ifi_index = LOOPBACK_INDEX},
+        .extent = {.rta_len = RTA_LENGTH(4), .rta_type = IFLA_EXT_MASK},
+        .bits = RTEXT_FILTER_SKIP_STATS,
+        .addresses_header = {NLMSG_LENGTH(sizeof request.addresses), RTM_GETADDR, NLM_F_REQUEST | NLM_F_DUMP,
+                             ASKED_ADDRESSES, 0},
+    };
+    int cancel, fd = netlink_open(NETLINK_ROUTE, &cancel);
+    bool more = fd >= 0 && real.send(fd, &request, sizeof request, MSG_NOSIGNAL) == sizeof request;
+    table->whole = more;
+    while (more) {
+        ssize_t got = real.recv(fd, table->answer, sizeof table->answer, MSG_DONTWAIT | MSG_TRUNC);
+        if (got <= 0 || (size_t)got > sizeof table->answer)
+            table->whole = false;
+        more = table->whole && take_answer(table, (size_t)got, interrupted);
+    }
+    if (fd >= 0)
+        netlink_close(fd, cancel);
+}
+
+static void build(struct table *table)
+{
+    bool interrupted = false;
+    int64_t until = netinfo_now() + LIFETIME_MS;
+    table->until = 0;
+    table->count = 0;
+    table->loopback = true;
+    ask_addresses(table, &interrupted);
+    for (unsigned id = 0; id < PROVIDER_IDS; id++) {
+        const struct san_provider *provider = provider_by_id((uint8_t)id);
+        for (unsigned i = 0; provider && i < table->count; i++)
+            if (provider->wsp_serves(&table->entries[i].subnet))
+                table->entries[i].providers |= 1u << id;
+    }
+    if (!interrupted)                  /* addresses changed meanwhile: good for this one decision */
+        table->until = until;
+}
+
+/* The shared table with its lock, or one of the caller's own; NULL when memory is short. */
+static struct table *take_table(void)
+{
+    if (!lifecycle_moved && !atomic_exchange_explicit(&shared_lock, 1, memory_order_acquire)) {
+        if (shared.until <= netinfo_now())
+            build(&shared);
+        return &shared;
+    }
+    struct table *own = mmap(NULL, sizeof *own, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (own == MAP_FAILED)
+        return NULL;
+    build(own);
+    return own;
+}
+
+static void give_table(struct table *table)
+{
+    if (table == &shared)
+        atomic_store_explicit(&shared_lock, 0, memory_order_release);
+    else if (table)
+        munmap(table, sizeof *table);
+}
+
+static bool contains(const struct subnet *subnet, const struct endpoint *address)
+{
+    unsigned bytes = subnet->prefix / 8, bits = subnet->prefix % 8;
+    return subnet->address.scope == address->scope && endpoint_is_v4(&subnet->address) == endpoint_is_v4(address) &&
+           memcmp(subnet->address.ip, address->ip, bytes) == 0 &&
+           (!bits || ((subnet->address.ip[bytes] ^ address->ip[bytes]) >> (8 - bits)) == 0);
+}
+
+/* The providers of an address: of its own entry, else of the narrowest subnet that it is in. False: it is in none. */
+static bool find_providers(const struct table *table, const struct endpoint *local, uint32_t *providers)
+{
+    enum { OWN = 129 };
+    bool any = endpoint_is_wildcard(local), both = any && !endpoint_is_v4(local);
+    int best = -1;
+    *providers = 0;
+    for (unsigned i = 0; i < table->count; i++) {
+        const struct subnet *subnet = &table->entries[i].subnet;
+        int fit = any                                           ? (both || endpoint_is_v4(&subnet->address) ? 0 : -1)
+                  : endpoint_same_ip(&subnet->address, local)   ? OWN
+                  : table->whole && contains(subnet, local)     ? subnet->prefix
+                                                                : -1;
+        if (fit > best) {
+            best = fit;
+            *providers = 0;
+        }
+        if (fit >= 0 && fit == best)
+            *providers |= table->entries[i].providers;
+    }
+    return best >= 0;
+}
+
+bool netinfo_serves(const struct san_provider *provider, const struct endpoint *local)
+{
+    bool any = endpoint_is_wildcard(local), found = false;
+    uint32_t providers = 0;
+    struct table *table = provider->id < PROVIDER_IDS ? take_table() : NULL;
+    if (table)
+        found = find_providers(table, local, &providers);
+    give_table(table);
+    bool served = found && providers >> provider->id & 1;
+    if (served || (found && !any))
+        return served;
+    struct subnet known = {.address = *local, .prefix = 128, .interface = local->scope};
+    known.address.port = 0;
+    if (any)
+        known.prefix = endpoint_is_v4(local) ? 96 : 0;
+    return provider->wsp_serves(&known);
+}
+
+bool netinfo_loopback_up(void)
+{
+    struct table *table = take_table();
+    bool up = !table || table->loopback;
+    give_table(table);
+    return up;
 }

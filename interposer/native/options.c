@@ -157,12 +157,13 @@ int options_set(struct sock *sock, int fd, int level, int name, const void *valu
         if (flag)
             number = number != 0;
         options_record(sock, level, name, &number, sizeof number);
+        companion_option(sock, level, name, &number, sizeof number);
         int shadow = atomic_load(&sock->shadow);
         if (shadow >= 0)
             real.setsockopt(shadow, level, name, &number, sizeof number);
         return 0;
     }
-    if (native(level, name)) {
+    if (native(level, name) && sock_phase(sock) != SOCK_CONNECTING) {
         int result = real.setsockopt(fd, level, name, value, length);
         if (result == 0)
             options_record(sock, level, name, value, length);
@@ -173,7 +174,9 @@ int options_set(struct sock *sock, int fd, int level, int name, const void *valu
         return refuse(ENOBUFS);
     int result = real.setsockopt(shadow, level, name, value, length);
     if (result == 0) {
-        if (level == SOL_SOCKET && (name == SO_SNDBUF || name == SO_RCVBUF))
+        if (sock_phase(sock) == SOCK_CONNECTING)
+            companion_option(sock, level, name, value, length);
+        else if (level == SOL_SOCKET && (name == SO_SNDBUF || name == SO_RCVBUF))
             real.setsockopt(fd, level, name, value, length);
         options_record(sock, level, name, value, length);
     }
@@ -200,7 +203,9 @@ int options_get(struct sock *sock, int fd, int level, int name, void *value, soc
         return answer(value, length, sock->family);
     if (level == SOL_SOCKET && name == SO_PROTOCOL)
         return answer(value, length, IPPROTO_TCP);
-    if (native(level, name)) {
+    if (sock_phase(sock) == SOCK_CONNECTING && level == SOL_SOCKET && name == SO_ERROR)
+        return answer(value, length, 0);
+    if (native(level, name) && sock_phase(sock) != SOCK_CONNECTING) {
         int result = real.getsockopt(fd, level, name, value, length);
         if (result == 0 && name == SO_ERROR && *length >= 1 && *(uint8_t *)value == ECONNRESET)
             sock->shut_write = true;   /* both directions have ended */

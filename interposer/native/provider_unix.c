@@ -259,6 +259,8 @@ static int unix_reach(const struct endpoint *remote, struct endpoint *source)
         error = netinfo_listener(remote, &listener);
     if (!error && !live_slots(&listener))
         error = -REASON_NO_COMPANION;
+    if (!error && !netinfo_loopback_up())
+        error = -REASON_NO_PROVIDER;   /* TCP would not get through */
     return error;
 }
 
@@ -332,8 +334,8 @@ static int unix_bind(wsp_descriptor descriptor, const struct endpoint *local)
     return 0;
 }
 
-static const int supported[] = {SO_RCVTIMEO, SO_SNDTIMEO, SO_SNDBUF, SO_RCVBUF, SO_RCVLOWAT, SO_LINGER, SO_KEEPALIVE,
-                                SO_OOBINLINE};
+static const int supported[] = {SO_RCVTIMEO, SO_SNDTIMEO, SO_SNDBUF, SO_RCVBUF, SO_SNDBUFFORCE, SO_RCVBUFFORCE, SO_RCVLOWAT,
+                                SO_LINGER, SO_KEEPALIVE, SO_OOBINLINE};
 
 static bool unix_supports(int level, int name)
 {
@@ -353,7 +355,8 @@ static void copy_options(int from, int to)
     for (size_t i = 0; i < sizeof supported / sizeof *supported; i++) {
         char value[32];
         socklen_t length = sizeof value;
-        if (supported[i] != SO_SNDBUF && supported[i] != SO_RCVBUF &&
+        if (supported[i] != SO_SNDBUF && supported[i] != SO_RCVBUF && supported[i] != SO_SNDBUFFORCE &&
+            supported[i] != SO_RCVBUFFORCE &&
             real.getsockopt(from, SOL_SOCKET, supported[i], value, &length) == 0)
             real.setsockopt(to, SOL_SOCKET, supported[i], value, length);
     }
@@ -363,7 +366,7 @@ static int unix_listen(wsp_descriptor descriptor, int backlog, bool v6only)
 {
     struct unix_companion *companion = from_descriptor(descriptor);
     struct endpoint ignored, loopback = {.ip = {[10] = 0xff, [11] = 0xff, [12] = 127, [15] = 1}};
-    if (netinfo_local(&loopback, &ignored) != 0)
+    if (netinfo_local(&loopback, &ignored) == -REASON_NO_ROUTE_INFO)
         return -ENONET;                /* clients' claims could not be checked later */
     bool dual = companion->family == AF_INET6 && !v6only && endpoint_is_wildcard(&companion->local) &&
                 !endpoint_is_v4(&companion->local);
@@ -498,8 +501,7 @@ static bool believable(int fd, const struct unix_companion *listener, const stru
         return true;
     if (peer->port < PRIVILEGED_PORTS)
         return false;
-    struct endpoint ignored;
-    return loopback || (netinfo_local(peer, &ignored) == 0 && netinfo_local(to, &ignored) == 0);
+    return loopback || (netinfo_local_now(peer) == 0 && netinfo_local_now(to) == 0);
 }
 
 static int unix_accept(wsp_descriptor descriptor, uintptr_t context, bool nonblocking, bool cloexec, wsp_descriptor *out,

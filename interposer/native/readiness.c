@@ -146,13 +146,14 @@ void readiness_before_swap(struct sock *sock)
             sock->registrations[i].epfd = -1;
 }
 
-void readiness_after_swap(struct sock *sock)
+void readiness_after_swap(struct sock *sock, bool keep)
 {
     for (int i = 0; i < SOCK_REGISTRATIONS; i++) {
         struct sock_registration *registration = &sock->registrations[i];
         if (registration->epfd >= 0)
             add(registration->epfd, registration->fd, registration->events, registration->data);
-        registration->epfd = -1;       /* from here on the kernel knows it all */
+        if (!keep)
+            registration->epfd = -1;   /* from here on the kernel knows it all */
     }
 }
 
@@ -321,13 +322,16 @@ int readiness_epoll_ctl(struct sock *sock, int epfd, int operation, int fd, stru
     if (operation != EPOLL_CTL_DEL && !event)
         return real.epoll_ctl(epfd, operation, fd, event);
     switch (sock_phase(sock)) {
-    case SOCK_FRESH: return ctl_fresh(sock, epfd, operation, fd, event);
+    case SOCK_FRESH:
+    case SOCK_CONNECTING: return ctl_fresh(sock, epfd, operation, fd, event);
     case SOCK_LISTENING: return ctl_listener(sock, epfd, operation, fd, event);
     default: return real.epoll_ctl(epfd, operation, fd, event);
     }
 }
 
 /* --- poll --- */
+
+#define LONG_WAIT_S 1000000000l
 
 /* A listener's private epoll in its place, or fd itself. */
 static int stand_in(int fd)
@@ -354,7 +358,7 @@ static bool is_listener(int fd)
 static bool is_shut(int fd)
 {
     struct sock *sock = fdtable_companion(fd);
-    return sock && sock->shut_read;
+    return sock && sock_is_slow(sock, SLOW_SHUT_READ);
 }
 
 /* The kernel adds POLLHUP when the peer of an AF_UNIX socket has closed; TCP only when both directions are shut. Where
@@ -365,6 +369,8 @@ static int mask_hangups(struct pollfd *fds, nfds_t count, int ready, bool waits)
         if (!(fds[i].revents & (POLLHUP | POLLERR)))
             continue;
         struct sock *sock = fdtable_companion(fds[i].fd);
+        if (sock && sock_phase(sock) == SOCK_CONNECTING)
+            continue;
         if (sock && fds[i].revents & POLLERR)
             sock->shut_write = true;   /* reset: both directions have ended */
         if (!sock || sock->shut_write || (waits && fds[i].revents == POLLHUP))
@@ -373,6 +379,53 @@ static int mask_hangups(struct pollfd *fds, nfds_t count, int ready, bool waits)
         ready -= !fds[i].revents;
     }
     return ready;
+}
+
+/* Does the kernel alone not know what to show for fd? */
+static bool needs_help(int fd)
+{
+    struct sock *sock = fdtable_peek(fd);
+    if (!sock)
+        return false;
+    switch (sock_phase(sock)) {
+    case SOCK_LISTENING: return true;
+    case SOCK_CONNECTED:
+    case SOCK_CONNECTING: return sock_is_slow(sock, SLOW_SHUT_READ | SLOW_CONNECTING);
+    default: return atomic_load_explicit(&sock->connect_error, memory_order_relaxed);
+    }
+}
+
+static bool any_needs_help(const struct pollfd *fds, nfds_t count)
+{
+    for (nfds_t i = 0; i < count; i++)
+        if (needs_help(fds[i].fd))
+            return true;
+    return false;
+}
+
+/* What to show for one descriptor, of which the kernel showed `events` where it looked. */
+static short shown(struct pollfd *entry, int via, short events)
+{
+    const short ended = POLLIN | POLLRDNORM | POLLRDHUP;
+    struct sock *sock = fdtable_peek(entry->fd);
+    /* Who stood in for it may be gone: a listener was shut down, a connect has ended. */
+    if (events && (via != entry->fd ? !is_listener(entry->fd) : sock && events & POLLHUP)) {
+        struct pollfd look = {entry->fd, entry->events, 0};
+        real.poll(&look, 1, 0);
+        events = look.revents;
+    }
+    if (entry->events & ended && is_shut(entry->fd))
+        events |= entry->events & ended;
+    if (sock && atomic_load_explicit(&sock->connect_error, memory_order_relaxed))
+        events |= POLLERR | POLLHUP;   /* the kernel has told the switch */
+    return events;
+}
+
+static int64_t nanoseconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000000000ll + now.tv_nsec;
 }
 
 static int poll_with_help(struct pollfd *fds, nfds_t count, const struct timespec *timeout, const sigset_t *mask)
@@ -386,55 +439,48 @@ static int poll_with_help(struct pollfd *fds, nfds_t count, const struct timespe
             return -1;
         }
     }
-    static const struct timespec now;
-    const short ended = POLLIN | POLLRDNORM | POLLRDHUP;
-    for (nfds_t i = 0; i < count; i++) {
-        int via = stand_in(fds[i].fd);
-        copy[i] = fds[i];
-        if (fds[i].events & ended && is_shut(fds[i].fd))
-            timeout = &now;
-        if (via != fds[i].fd) {
+    static const struct timespec at_once;
+    int64_t deadline = timeout && timeout->tv_sec < LONG_WAIT_S
+                           ? nanoseconds() + timeout->tv_sec * 1000000000ll + timeout->tv_nsec : INT64_MAX;
+    struct timespec left = timeout ? *timeout : at_once;
+    int result, ready, saved;
+    do {                               /* until there is something to show: who stood in may have been woken to go */
+        bool some = false;
+        for (nfds_t i = 0; i < count; i++) {
+            int via = stand_in(fds[i].fd);
+            copy[i] = fds[i];
             copy[i].fd = via;
-            copy[i].events = fds[i].events & (POLLIN | POLLRDNORM);
+            if (via != fds[i].fd)
+                copy[i].events = fds[i].events & (POLLIN | POLLRDNORM);
+            some |= shown(&fds[i], fds[i].fd, 0) != 0;
         }
-    }
-    int result = real.ppoll(copy, count, timeout, mask), saved = errno;
-    for (nfds_t i = 0; result >= 0 && i < count; i++) {
-        fds[i].revents = copy[i].revents;
-        if (copy[i].fd != fds[i].fd && copy[i].revents && !is_listener(fds[i].fd)) {   /* shut down meanwhile */
-            fds[i].revents = 0;
-            real.poll(&fds[i], 1, 0);
+        result = real.ppoll(copy, count, some ? &at_once : timeout ? &left : NULL, mask);
+        saved = errno;
+        ready = 0;
+        for (nfds_t i = 0; result >= 0 && i < count; i++) {
+            fds[i].revents = shown(&fds[i], copy[i].fd, copy[i].revents);
+            ready += fds[i].revents != 0;
         }
-        if (fds[i].events & ended && is_shut(fds[i].fd)) {
-            result += !fds[i].revents;
-            fds[i].revents |= fds[i].events & ended;
-        }
-    }
+        int64_t rest = deadline - nanoseconds();
+        left = rest > 0 ? (struct timespec){rest / 1000000000, rest % 1000000000} : at_once;
+    } while (result > 0 && !ready);
     if (copy != few)
         munmap(copy, size);
     errno = saved;
-    return result;
-}
-
-static bool needs_help(const struct pollfd *fds, nfds_t count)
-{
-    for (nfds_t i = 0; i < count; i++)
-        if (is_listener(fds[i].fd) || is_shut(fds[i].fd))
-            return true;
-    return false;
+    return result < 0 ? result : ready;
 }
 
 int readiness_ppoll(struct pollfd *fds, nfds_t count, const struct timespec *timeout, const sigset_t *mask)
 {
-    int result = needs_help(fds, count) ? poll_with_help(fds, count, timeout, mask)
-                                            : real.ppoll(fds, count, timeout, mask);
+    int result = any_needs_help(fds, count) ? poll_with_help(fds, count, timeout, mask)
+                                             : real.ppoll(fds, count, timeout, mask);
     return result > 0 ? mask_hangups(fds, count, result, !timeout || timeout->tv_sec || timeout->tv_nsec) : result;
 }
 
 int readiness_poll(struct pollfd *fds, nfds_t count, int timeout)
 {
     int result;
-    if (needs_help(fds, count)) {
+    if (any_needs_help(fds, count)) {
         struct timespec limit = {timeout / 1000, timeout % 1000 * 1000000L};
         result = poll_with_help(fds, count, timeout < 0 ? NULL : &limit, NULL);
     } else {
@@ -458,7 +504,7 @@ bool readiness_selects(int count, const fd_set *in, const fd_set *out, const fd_
         unsigned long bits = word(in, first / WORD_BITS) | word(out, first / WORD_BITS) | word(except, first / WORD_BITS);
         for (; bits; bits &= bits - 1) {
             int fd = first + __builtin_ctzl(bits);
-            if (fd < count && (is_listener(fd) || is_shut(fd)))
+            if (fd < count && needs_help(fd))
                 return true;
         }
     }

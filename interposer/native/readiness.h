@@ -13,9 +13,10 @@ int readiness_select(int count, fd_set *in, fd_set *out, fd_set *except, struct 
 bool readiness_selects(int count, const fd_set *in, const fd_set *out, const fd_set *except);
 int readiness_epoll_ctl(struct sock *sock, int epfd, int operation, int fd, struct epoll_event *event);
 
-/* Around the swap of a companion under its descriptors: takes all registrations out, and puts them in again. */
+/* Around the exchange of the file under a socket's descriptors: takes all registrations out, and puts them in again;
+ * `keep`: they stay recorded. */
 void readiness_before_swap(struct sock *sock);
-void readiness_after_swap(struct sock *sock);
+void readiness_after_swap(struct sock *sock, bool keep);
 /* After listen(): registrations made before it now stand for the companions too. 0, or minus a reason number. */
 int readiness_adopt_listener(struct sock *sock);
 /* Before the companions are closed: registrations stand for the TCP listener alone. */

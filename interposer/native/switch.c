@@ -3,6 +3,7 @@
  * is held across a system call. Runs after fork. */
 #include "switch.h"
 #include "companion.h"
+#include "connecting.h"
 #include "flows.h"
 #include "lifecycle.h"
 #include "options.h"
@@ -57,6 +58,8 @@ static void decide(struct sock *sock, uint8_t role, const struct endpoint *local
 {
     flows_decide(role, sock->family, local, remote, sock->options, sock->noptions, verdict);
     sock->rule = verdict->rule;
+    sock->send_buffer = verdict->send_buffer;
+    sock->receive_buffer = verdict->receive_buffer;
     if (verdict->action == ACTION_SAN && lifecycle_io_uring) {
         verdict->action = ACTION_TCP;
         verdict->reason = REASON_IO_URING;
@@ -200,17 +203,45 @@ static int disconnect(struct sock *sock, int fd)
     stats_row_clear(fd);
     sock->role = 0;
     sock->bound &= !sock->port_is_ours;
-    sock->shut_read = sock->shut_write = sock->announce = false;
+    sock->shut_write = sock->announce = false;
+    atomic_store(&sock->slow, 0);
+    companion_stop_moving(&sock->moving);
+    sock->moving = (struct moving){0};
     atomic_store(&sock->phase, SOCK_FRESH);
     return replacement.error ? fail(replacement.error) : 0;
 }
 
-/* connect() on a descriptor that a companion carries already. */
-static int connect_again(struct sock *sock, int fd, const struct sockaddr *address, socklen_t length)
+/* Waits for a connect in progress as a blocking connect() does, and says what it came to. 1: TCP's connect has begun. */
+static int await(struct sock **held, int fd)
 {
+    int error = connecting_wait(held, fd);
+    if (error)
+        return fail(-error);
+    struct sock *sock = *held;
+    error = atomic_exchange(&sock->connect_error, 0);
+    if (error)
+        return fail(error);
+    sock->announce = false;
+    return sock_phase(sock) == SOCK_CONNECTED ? 0 : 1;
+}
+
+/* connect() on a descriptor that a companion carries already, or a placeholder. */
+static int connect_again(struct sock **held, int fd, const struct sockaddr *address, socklen_t length)
+{
+    struct sock *sock = *held;
+    bool unspecified = !is_no_pointer(address) && length >= sizeof address->sa_family && address->sa_family == AF_UNSPEC;
     if (is_no_pointer(address) && length)
         return fail(EFAULT);
-    if (length >= sizeof address->sa_family && address->sa_family == AF_UNSPEC)
+    if (sock_phase(sock) == SOCK_CONNECTING) {
+        if (unspecified && connecting_cancel(sock, fd))
+            return 0;
+        if (real.fcntl(fd, F_GETFL, 0) & O_NONBLOCK)
+            return fail(EALREADY);
+        int result = await(held, fd);
+        if (result <= 0 || !unspecified)
+            return result;
+    }
+    if (unspecified)
         return disconnect(sock, fd);
     if (sock->announce) {
         sock->announce = false;
@@ -219,7 +250,27 @@ static int connect_again(struct sock *sock, int fd, const struct sockaddr *addre
     return fail(EISCONN);
 }
 
-/* Decides for a socket in SOCK_DECIDING. 0: connected by a companion. 1: TCP, which the caller is to try. -1: errno. */
+/* What a connect by the verdict's providers came to. 0: a companion. 1: TCP. -1: errno. */
+static int settle(struct sock *sock, int fd, const struct verdict *verdict, int result)
+{
+    if (result == 0) {
+        sock->role = ROW_CONNECT;
+        atomic_store(&sock->phase, SOCK_CONNECTED);
+        stats_connection(sock->companions[0].provider->id);
+        switch_publish(fd, sock);
+        trace_log("connect fd %d: provider %s", fd, sock->companions[0].provider->name);
+        return 0;
+    }
+    if (result > 0 || verdict->otherwise == OTHERWISE_ERROR) {
+        stats_reason(result > 0 ? REASON_REFUSED : (uint32_t)-result);
+        atomic_store(&sock->phase, SOCK_FRESH);
+        return fail(result > 0 ? result : ECONNREFUSED);
+    }
+    stay_on_tcp(fd, sock, ROW_CONNECT, -result);
+    return 1;
+}
+
+/* Decides for a socket in SOCK_DECIDING. As settle(), or COMPANION_IN_PROGRESS. */
 static int decide_connect(struct sock *sock, int fd, const struct endpoint *remote)
 {
     struct verdict verdict;
@@ -229,27 +280,39 @@ static int decide_connect(struct sock *sock, int fd, const struct endpoint *remo
     if (sock->bound && real.getsockname(fd, (struct sockaddr *)&own, &length) == 0)
         endpoint_from_sockaddr(&local, (struct sockaddr *)&own, length);
     decide(sock, ROLE_CONNECT, &local, remote, &verdict);
-    int reason = -verdict.reason;
-    if (verdict.action == ACTION_SAN)
-        reason = companion_connect(sock, fd, remote, &verdict);
-    sock->remote = *remote;
-    if (reason == 0) {
-        uint8_t provider = sock->companions[0].provider->id;
-        sock->role = ROW_CONNECT;
-        atomic_store(&sock->phase, SOCK_CONNECTED);
-        stats_connection(provider);
-        switch_publish(fd, sock);
-        trace_log("connect fd %d: provider %s", fd, sock->companions[0].provider->name);
-        return 0;
+    int result = -verdict.reason;
+    if (verdict.action == ACTION_SAN) {
+        result = companion_connect(sock, fd, remote, &verdict);
+        if (result == COMPANION_IN_PROGRESS)
+            return result;
     }
-    if (reason > 0 || verdict.otherwise == OTHERWISE_ERROR) {
-        stats_reason(reason > 0 ? REASON_REFUSED : (uint32_t)-reason);
-        atomic_store(&sock->phase, SOCK_FRESH);
-        return fail(reason > 0 ? reason : ECONNREFUSED);
+    if (result != 0) {
+        sock->local = local;
+        sock->remote = *remote;
     }
-    sock->local = local;
-    stay_on_tcp(fd, sock, ROW_CONNECT, -reason);
-    return 1;
+    return settle(sock, fd, &verdict, result);
+}
+
+/* In the provider's thread. The program learns of it by readiness, SO_ERROR or a second connect(). */
+void switch_completed(struct sock *sock, int fd, const struct verdict *verdict, int result)
+{
+    sock->announce = true;
+    result = settle(sock, fd, verdict, result);
+    if (result != 0)
+        sock->announce = false;
+    if (result < 0)
+        atomic_store(&sock->connect_error, errno);
+    if (result == 1 && fd >= 0) {
+        struct sockaddr_storage address;
+        socklen_t length = sizeof address;
+        int flags = real.fcntl(fd, F_GETFL, 0);
+        endpoint_to_sockaddr(&sock->remote, sock->family, (struct sockaddr *)&address, &length);
+        real.fcntl(fd, F_SETFL, flags | O_NONBLOCK);
+        if (real.connect(fd, (struct sockaddr *)&address, length) < 0 && errno != EINPROGRESS)
+            atomic_store(&sock->connect_error, errno);
+        real.fcntl(fd, F_SETFL, flags);
+    }
+    connecting_release(sock);
 }
 
 /* Where a connection would go, if it is one that we may decide: same family as the socket, a port, and no wildcard (which
@@ -270,16 +333,17 @@ int switch_connect(int fd, const struct sockaddr *address, socklen_t length)
 {
     struct endpoint remote;
     struct sock *sock = hold(fd);
-    if (sock && sock_phase(sock) == SOCK_CONNECTED) {
-        int result = connect_again(sock, fd, address, length);
-        sock_put(sock);
-        return result;
-    }
-    bool ours = sock && destination(sock, address, length, &remote) && begin(sock);
+    enum sock_phase phase = sock ? sock_phase(sock) : SOCK_FREE;
     int saved = errno, result = 1;
-    if (ours) {
+    if (sock && atomic_load_explicit(&sock->connect_error, memory_order_relaxed))
+        result = fail(atomic_exchange(&sock->connect_error, 0));
+    else if (phase == SOCK_CONNECTED || phase == SOCK_CONNECTING)
+        result = connect_again(&sock, fd, address, length);
+    else if (sock && destination(sock, address, length, &remote) && begin(sock)) {
         result = decide_connect(sock, fd, &remote);
-        if (result == 0 && sock->announce)
+        if (result == COMPANION_IN_PROGRESS && !(real.fcntl(fd, F_GETFL, 0) & O_NONBLOCK))
+            result = await(&sock, fd);
+        else if (result == COMPANION_IN_PROGRESS || (result == 0 && sock->announce))
             result = fail(EINPROGRESS);
     }
     if (result >= 0)
@@ -298,7 +362,10 @@ bool switch_fast_open(int fd, const struct sockaddr *address, socklen_t length, 
     *result = 1;
     if (ours) {
         *result = decide_connect(sock, fd, &remote);
-        sock->announce = false;
+        if (*result == COMPANION_IN_PROGRESS)
+            *result = real.fcntl(fd, F_GETFL, 0) & O_NONBLOCK ? fail(EINPROGRESS) : await(&sock, fd);
+        else
+            sock->announce = false;
     }
     if (*result >= 0)
         errno = saved;
@@ -309,8 +376,7 @@ bool switch_fast_open(int fd, const struct sockaddr *address, socklen_t length, 
 
 /* --- accept --- */
 
-/* Was every handler that may have interrupted us installed with SA_RESTART? epoll_wait never restarts; accept does. */
-static bool restarts(void)
+bool switch_restarts(void)
 {
     int saved = errno;
     bool all = true;
@@ -367,15 +433,19 @@ static int accept_companion(struct sock *listener, int index, struct sockaddr *a
     struct endpoint local, peer;
     if (address && (is_no_pointer(address) || is_no_pointer(length)))
         return -EFAULT;
-    int fd = companion_accept(listener, index, flags & SOCK_NONBLOCK, flags & SOCK_CLOEXEC, &local, &peer);
+    struct moving moving;
+    int fd = companion_accept(listener, index, flags & SOCK_NONBLOCK, flags & SOCK_CLOEXEC, &moving, &local, &peer);
     if (fd < 0)
         return fd;
     struct inherited inherited = inherited_from(listener);
     struct sock *sock = adopt_accepted(fd, &inherited, SOCK_DECIDING);
     if (!sock) {
+        companion_stop_moving(&moving);
         real.close(fd);
         return -ENOMEM;
     }
+    sock->moving = moving;
+    sock->slow = moving.mover ? SLOW_MOVER : 0;
     sock->local = local;
     sock->remote = peer;
     sock->companions[0].provider = listener->companions[index].provider;
@@ -491,7 +561,7 @@ static int64_t receive_timeout(const struct sock *sock, int fd)
     return limit.tv_sec * 1000 + (limit.tv_usec + 999) / 1000;
 }
 
-static int64_t now_ms(void)
+int64_t switch_now_ms(void)
 {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
@@ -508,10 +578,10 @@ static int wait_for_connection(struct sock **held, int fd, int64_t *deadline)
     int epfd = readiness_private_epoll(sock, fd);
     if (*deadline == 0) {
         int64_t limit = receive_timeout(sock, fd);
-        *deadline = limit < 0 ? -1 : now_ms() + limit;
+        *deadline = limit < 0 ? -1 : switch_now_ms() + limit;
     }
     for (;;) {
-        int64_t left = *deadline < 0 ? -1 : *deadline - now_ms();
+        int64_t left = *deadline < 0 ? -1 : *deadline - switch_now_ms();
         if (*deadline >= 0 && left <= 0)
             return -EAGAIN;
         int timeout = left > INT32_MAX ? INT32_MAX : (int)left, ready = 0;
@@ -535,7 +605,7 @@ static int wait_for_connection(struct sock **held, int fd, int64_t *deadline)
         }
         if (ready > 0)
             return ready;
-        if (ready < 0 && (ready != -EINTR || *deadline >= 0 || !restarts()))
+        if (ready < 0 && (ready != -EINTR || *deadline >= 0 || !switch_restarts()))
             return ready;
     }
 }
@@ -576,7 +646,7 @@ int switch_accept(int fd, struct sockaddr *address, socklen_t *length, int flags
             fdtable_drop(result);
         return result;
     }
-    if (flags & ~(SOCK_NONBLOCK | SOCK_CLOEXEC) || sock_phase(sock) == SOCK_CONNECTED)
+    if (flags & ~(SOCK_NONBLOCK | SOCK_CLOEXEC) || fdtable_companion(fd))
         result = -EINVAL;
     else
         result = accept_held(&sock, fd, address, length, flags, plain);
@@ -628,7 +698,7 @@ struct sock *switch_adopt(int fd)
 static bool is_over(const struct sock *sock, int fd)
 {
     struct pollfd look = {fd, 0, 0};
-    return sock->shut_write && !sock->shut_read && real.poll(&look, 1, 0) == 1 && look.revents & POLLHUP;
+    return sock->shut_write && !sock_is_slow(sock, SLOW_SHUT_READ) && real.poll(&look, 1, 0) == 1 && look.revents & POLLHUP;
 }
 
 static int name(int fd, struct sockaddr *address, socklen_t *length, bool peer)
@@ -643,7 +713,7 @@ static int name(int fd, struct sockaddr *address, socklen_t *length, bool peer)
         *length = room;
     }
     int result = 0;
-    if (peer && is_over(sock, fd))
+    if (peer && (sock_phase(sock) == SOCK_CONNECTING || is_over(sock, fd)))
         result = fail(ENOTCONN);
     else if (is_no_pointer(length) || (is_no_pointer(address) && *length))
         result = fail(EFAULT);
@@ -673,19 +743,21 @@ int switch_shutdown(int fd, int how)
     struct sock *sock = fdtable_get(fd);
     if (!sock)
         return real.shutdown(fd, how);
-    int result;
-    if (sock_phase(sock) == SOCK_CONNECTED) {
+    int result = 0;
+    if (sock_phase(sock) == SOCK_CONNECTING && connecting_cancel(sock, fd)) {
+        errno = saved;                 /* as TCP does in SYN_SENT */
+    } else if (sock_phase(sock) == SOCK_CONNECTED) {
         if (is_over(sock, fd)) {
             result = fail(ENOTCONN);
         } else if (how == SHUT_RD && !sock->shut_write) {   /* told to the kernel, it would give the peer EPIPE */
             result = 0;
         } else {
-            result = real.shutdown(fd, sock->shut_read && how == SHUT_WR ? SHUT_RDWR : how);
+            result = real.shutdown(fd, sock_is_slow(sock, SLOW_SHUT_READ) && how == SHUT_WR ? SHUT_RDWR : how);
         }
         if (result == 0 && how != SHUT_RD)
             sock->shut_write = true;
         if (result == 0 && how != SHUT_WR)
-            sock->shut_read = true;
+            atomic_fetch_or(&sock->slow, SLOW_SHUT_READ);
     } else {
         uint8_t listening = SOCK_LISTENING;
         if (how != SHUT_WR && atomic_compare_exchange_strong(&sock->phase, &listening, SOCK_DECIDING)) {
@@ -714,12 +786,13 @@ int switch_close(int fd)
     /* The table first: the number may be another thread's as soon as it is closed. What the state holds goes last where
      * it is a connection, whose port must not be free while its native name exists; else first, so that nobody connects
      * to a companion whose listener is gone. */
+    bool held = connecting_hold_if_any(), late = fdtable_companion(fd);
     fdtable_drop(fd);
-    bool late = sock && sock_phase(sock) == SOCK_CONNECTED;
     if (sock && !late)
         sock_put(sock);
     int result = real.close(fd);
-    if (late) {
+    connecting_let_go(held);
+    if (sock && late) {
         int saved = errno;
         sock_put(sock);
         errno = saved;
@@ -751,13 +824,15 @@ int switch_close_range(unsigned first, unsigned last, int flags)
     if (!lifecycle_active || lifecycle_borrowed() || flags & ~CLOSE_RANGE_UNSHARE || first > last)   /* CLOEXEC: hidden ones are */
         return real.close_range(first, last, flags);
     struct gap gap = {first, flags, 0};
+    bool held = connecting_hold_if_any();
     fdtable_each(first, last, close_gap, &gap);
-    if (gap.result < 0)
-        return -1;
-    return gap.from <= last && gap.from >= first ? real.close_range(gap.from, last, flags) : 0;
+    if (gap.result == 0 && gap.from <= last && gap.from >= first)
+        gap.result = real.close_range(gap.from, last, flags);
+    connecting_let_go(held);
+    return gap.result;
 }
 
-void switch_duplicated(int from, int to)
+static void duplicated(int from, int to)
 {
     if (to < 0 || from == to || lifecycle_borrowed())
         return;
@@ -771,12 +846,26 @@ void switch_duplicated(int from, int to)
     sock_put(sock);
 }
 
+int switch_dup(int from, int command, long argument)
+{
+    bool held = connecting_hold_if_any();
+    int result;
+    do
+        result = command < 0 ? real.dup(from) : real.fcntl(from, command, argument);
+    while (result < 0 && errno == EMFILE && hidden_reclaim());
+    duplicated(from, result);
+    connecting_let_go(held);
+    return result;
+}
+
 int switch_dup2(int from, int to, int flags, bool three)
 {
     if (hidden_is(to) && from != to && !lifecycle_borrowed())
         return fail(EBADF);            /* as if the number were beyond the limit */
+    bool held = connecting_hold_if_any();
     int result = three ? real.dup3(from, to, flags) : real.dup2(from, to);
-    switch_duplicated(from, result);
+    duplicated(from, result);
+    connecting_let_go(held);
     return result;
 }
 

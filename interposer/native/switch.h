@@ -16,12 +16,19 @@ int switch_getsockname(int fd, struct sockaddr *address, socklen_t *length);
 int switch_getpeername(int fd, struct sockaddr *address, socklen_t *length);
 /* State for a native companion that this process did not make, with a reference; NULL for any other descriptor. */
 struct sock *switch_adopt(int fd);
+/* A connect in progress has ended, as companion_resume says; fd is one of the socket's descriptors, or -1. */
+void switch_completed(struct sock *sock, int fd, const struct verdict *verdict, int result);
+/* Was every handler that may have interrupted us installed with SA_RESTART? poll and epoll_wait never restart; accept and
+ * connect do. */
+bool switch_restarts(void);
+int64_t switch_now_ms(void);
 /* Writes the row of a decided socket where sanctl looks. */
 void switch_publish(int fd, const struct sock *sock);
 int switch_shutdown(int fd, int how);
 int switch_close(int fd);
 int switch_close_range(unsigned first, unsigned last, int flags);
-void switch_duplicated(int from, int to);        /* after the real dup */
+/* dup(), or fcntl() with F_DUPFD and its kin. */
+int switch_dup(int from, int command, long argument);
 int switch_dup2(int from, int to, int flags, bool three);
 /* F_GETFL and F_SETFL of a listener with companions, whose O_NONBLOCK is ours. */
 int switch_fcntl(struct sock *sock, int fd, int command, long argument);
