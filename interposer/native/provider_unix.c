@@ -9,6 +9,7 @@
  * that somebody listens, and leaves no trace. Owns the pool of companions and the cache of live slots, whose lock is
  * tried and never waited for. Runs after fork. */
 #include "fdtable.h"
+#include "lifecycle.h"
 #include "netinfo.h"
 #include "provider_unix.h"
 #include "real.h"
@@ -207,13 +208,15 @@ static struct live *live_place(const struct endpoint *ep)
 }
 
 /* Which slots of a listening address answer. What was found is remembered for a second; that nothing was found is
- * remembered too, but the first slot is tried each time, so that a server that has just started is found at once. */
+ * remembered too, but the first slot is tried each time, so that a server that has just started is found at once. A
+ * program that has changed its name space remembers nothing, and looks with a socket of where the thread is now. */
 static uint64_t live_slots(const struct netinfo_listener *listener)
 {
-    int fd = probe_socket();
+    bool moved = lifecycle_moved;
+    int fd = moved ? real.socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0) : probe_socket();
     if (fd < 0)
         return 0;
-    bool locked = !atomic_exchange_explicit(&cache_lock, 1, memory_order_acquire), known = false;
+    bool locked = !moved && !atomic_exchange_explicit(&cache_lock, 1, memory_order_acquire), known = false;
     struct live *place = live_place(&listener->address);
     uint64_t slots = 0;
     if (locked && place->until > netinfo_now() && endpoint_equal(&place->key, &listener->address) &&
@@ -230,6 +233,8 @@ static uint64_t live_slots(const struct netinfo_listener *listener)
         *place = (struct live){listener->address, until, slots, listener->dual};
         atomic_store_explicit(&cache_lock, 0, memory_order_release);
     }
+    if (moved)
+        real.close(fd);
     return slots;
 }
 
