@@ -20,6 +20,7 @@
 #include <link.h>
 #include <linux/futex.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -34,7 +35,7 @@
 
 #define STACK_NEEDED (64u << 10)
 #define START_STACK (1u << 20)
-#define FUNCTION_STACK (2u << 20)
+#define FUNCTION_STACK (8u << 20)      /* what CPython's own recursion limits are made for */
 #define START_MS 5000
 #define ADMIN_MS 1000
 #define UPCALL_MS 200
@@ -43,6 +44,7 @@
 #define HELPER_SLACK_MS 250
 #define IDLE_MS 1000
 #define TIMEOUTS_ALLOWED 3
+#define SPIN_NS 100000u
 #define TASKS 16
 #define PREPARED 256
 
@@ -54,8 +56,10 @@ enum fork_mode { FORK_NONE, FORK_UNPROTECTED, FORK_LOCKED, FORK_PYTHON };
  * the caller may be gone when the function returns. */
 struct task {
     _Atomic uint32_t state;            /* enum task_state, and a futex */
+    _Atomic bool asleep;               /* the asker waits on that futex */
     bool prepare;
     uint32_t ticket;
+    uint64_t queued, done;             /* ns of the monotonic clock; done: where the asker was asleep */
     uint64_t generation;
     struct decision_request request;
     struct sock_option options[SOCK_OPTIONS];
@@ -72,7 +76,9 @@ static _Atomic uint64_t configured;    /* generation of the table that Python ha
 static pid_t own_pid;
 static _Atomic uint32_t forks;         /* a waiting frame that a fork carried into a child knows by this */
 
-static bool thread_alive, thread_stays;   /* under admin */
+static _Atomic bool thread_alive;      /* written under admin */
+static bool thread_stays;              /* under admin */
+static _Atomic bool thread_asleep;     /* waits on `work` */
 static _Atomic uint32_t work;          /* futex: counts queued tasks */
 static _Atomic uint32_t tickets, timeouts;
 static struct task tasks[TASKS];
@@ -80,6 +86,7 @@ static _Atomic uint64_t prepared[PREPARED / 64];
 
 /* Where the outermost engine_ask of this thread stands on the stack, or 0. */
 static _Thread_local uintptr_t asking;
+static _Thread_local struct task *waiting;
 static _Thread_local bool function_thread;
 static _Thread_local enum fork_mode fork_mode;
 static _Thread_local int fork_depth;   /* a signal handler may fork in the middle of a fork */
@@ -128,6 +135,74 @@ static void futex_wait(_Atomic uint32_t *word, uint32_t value, const struct time
 static void futex_wake(_Atomic uint32_t *word)
 {
     real.syscall(SYS_futex, (long)word, FUTEX_WAKE_PRIVATE, INT_MAX, 0, 0, 0);
+}
+
+/* --- spinning ------------------------------------------------------------------------------------------------------ */
+
+/* To sleep and be woken costs 5 us on one CPU and 50 us across two, a function often 2. So who waits spins first, for as
+ * long as it paid lately: the budget is doubled when what was waited for came in that time, halved when it did not, and
+ * whole again when it came so soon after that a whole one would have caught it. One asker spins at a time, and nobody
+ * with one CPU. */
+static _Atomic uint32_t asker_budget = SPIN_NS, thread_budget = SPIN_NS;
+static _Atomic bool alone = true;      /* one CPU for us; known when the function thread starts */
+static _Atomic uint64_t asker_until;   /* when the asker that spins will have given up */
+
+static uint64_t now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static void relax(void)
+{
+#if defined __x86_64__ || defined __i386__
+    __builtin_ia32_pause();
+#elif defined __aarch64__
+    __asm__ volatile("yield");
+#endif
+}
+
+static void count_cpus(void)
+{
+    cpu_set_t allowed;
+    atomic_store(&alone, sched_getaffinity(0, sizeof allowed, &allowed) == 0 && CPU_COUNT(&allowed) < 2);
+}
+
+/* Whether the word became `wanted`, or with `other` anything else than that. */
+static bool spin(_Atomic uint32_t *word, uint32_t wanted, bool other, _Atomic uint32_t *budget)
+{
+    uint32_t ns = atomic_load_explicit(budget, memory_order_relaxed);
+    if (!ns || atomic_load_explicit(&alone, memory_order_relaxed))
+        return false;
+    uint64_t until = now_ns() + ns;
+    for (unsigned turn = 1;; turn++) {
+        if ((atomic_load_explicit(word, memory_order_acquire) == wanted) != other) {
+            atomic_store_explicit(budget, ns < SPIN_NS / 2 ? ns * 2 : SPIN_NS, memory_order_relaxed);
+            return true;
+        }
+        relax();
+        if (turn % 8 == 0 && now_ns() >= until)
+            break;
+    }
+    atomic_store_explicit(budget, ns > 1000 ? ns / 2 : 0, memory_order_relaxed);
+    return false;
+}
+
+static bool spin_for_answer(_Atomic uint32_t *word, uint32_t wanted)
+{
+    uint64_t now = now_ns(), until = atomic_load(&asker_until);
+    if (until > now || !atomic_compare_exchange_strong(&asker_until, &until, now + SPIN_NS))
+        return false;
+    bool came = spin(word, wanted, false, &asker_budget);
+    atomic_store(&asker_until, 0);
+    return came;
+}
+
+static void came_after(uint64_t ns, _Atomic uint32_t *budget)
+{
+    if (ns && ns < SPIN_NS)
+        atomic_store_explicit(budget, SPIN_NS, memory_order_relaxed);
 }
 
 /* A handler that leaves by longjmp must not take a lock with it, so signals stay out while one is held. */
@@ -431,7 +506,9 @@ static uint16_t ensure_configured(const void *table)
         return 0;
     if (!lock(&upcall, UPCALL_MS, &mask))
         return REASON_ENGINE_BUSY;
+    switch_guard++;
     bool done = configure(table);
+    switch_guard--;
     unlock(&upcall, &mask);
     return done ? 0 : REASON_ENGINE_FAILED;
 }
@@ -442,7 +519,9 @@ static uint16_t ask_rules(const void *table, const struct decision_request *requ
     sigset_t mask;
     if (!lock(&upcall, overdue() ? 0 : UPCALL_MS, &mask))
         return REASON_ENGINE_BUSY;
+    switch_guard++;                    /* here and not for the whole ask: a handler may jump out of a wait */
     bool done = configure(table) && module->decide(request, out);
+    switch_guard--;
     unlock(&upcall, &mask);
     stats_upcall();
     return done ? 0 : REASON_ENGINE_FAILED;
@@ -468,11 +547,24 @@ static void run_task(struct task *task)
         int done = task->prepare ? module->prepare(task->request.function) : module->decide(&task->request, &task->verdict);
         task->reason = done ? 0 : REASON_ENGINE_FAILED;
     }
+    task->done = atomic_load(&task->asleep) ? now_ns() : 0;
     expected = TASK_RUNNING;
-    if (atomic_compare_exchange_strong(&task->state, &expected, TASK_DONE))
-        futex_wake(&task->state);
-    else
+    if (!atomic_compare_exchange_strong(&task->state, &expected, TASK_DONE))
         atomic_store(&task->state, TASK_FREE);
+    else if (atomic_load(&task->asleep))
+        futex_wake(&task->state);
+}
+
+/* Who queues a task looks whether the thread is alive; so it says first that it is not, and then looks for tasks. */
+static bool no_work_left(void)
+{
+    pthread_mutex_lock(&admin);
+    atomic_store(&thread_alive, false);
+    if (thread_stays || next_task())
+        atomic_store(&thread_alive, true);
+    bool left = !atomic_load(&thread_alive);
+    pthread_mutex_unlock(&admin);
+    return left;
 }
 
 /* Lives for as long as there is work and a second longer: a program whose main thread has ended waits for all others. */
@@ -485,26 +577,31 @@ static void *function_main(void *unused)
     pthread_mutex_lock(&upcall);
     void *python = module->thread_begin();
     pthread_mutex_unlock(&upcall);
+    uint64_t idle_since = 0;
     for (;;) {
         uint32_t seen = atomic_load(&work);
         struct task *task = next_task();
         if (task) {
+            if (idle_since)
+                came_after(task->queued - idle_since, &thread_budget);
+            idle_since = 0;
             pthread_mutex_lock(&upcall);
             run_task(task);
             pthread_mutex_unlock(&upcall);
             continue;
         }
-        struct timespec deadline = after_ms(IDLE_MS);
-        futex_wait(&work, seen, &deadline);
-        if (!passed(&deadline))
-            continue;
-        pthread_mutex_lock(&admin);
-        if (!thread_stays && !next_task()) {
-            thread_alive = false;
-            pthread_mutex_unlock(&admin);
-            break;
+        if (!idle_since) {
+            idle_since = now_ns();
+            if (spin(&work, seen, true, &thread_budget))
+                continue;
         }
-        pthread_mutex_unlock(&admin);
+        count_cpus();
+        struct timespec deadline = after_ms(IDLE_MS);
+        atomic_store(&thread_asleep, true);
+        futex_wait(&work, seen, &deadline);
+        atomic_store(&thread_asleep, false);
+        if (passed(&deadline) && no_work_left())
+            break;
     }
     pthread_mutex_lock(&upcall);
     module->thread_end(python);
@@ -512,28 +609,23 @@ static void *function_main(void *unused)
     return NULL;
 }
 
-static uint16_t queue(struct task *task)
+static uint16_t start_function_thread(void)
 {
     sigset_t mask;
+    pthread_t thread;
     uint16_t reason = 0;
-    if (!lock(&admin, ADMIN_MS, &mask)) {
-        atomic_store(&task->state, TASK_FREE);
+    if (!lock(&admin, ADMIN_MS, &mask))
         return REASON_ENGINE_BUSY;
-    }
-    atomic_store(&task->state, TASK_QUEUED);
-    if (!thread_alive) {
-        pthread_t thread;
+    if (!atomic_load(&thread_alive)) {
+        count_cpus();
         if (start_thread(&thread, FUNCTION_STACK, function_main, NULL)) {
-            atomic_store(&task->state, TASK_FREE);
             reason = REASON_ENGINE_FAILED;
         } else {
             pthread_detach(thread);
-            thread_alive = true;
+            atomic_store(&thread_alive, true);
         }
     }
     unlock(&admin, &mask);
-    atomic_fetch_add(&work, 1);
-    futex_wake(&work);
     return reason;
 }
 
@@ -552,6 +644,44 @@ static bool abandon(struct task *task)
         return false;
     atomic_fetch_add(&timeouts, 1);
     return true;
+}
+
+/* Nobody waits for this one any more. The states are tried in the order in which they come. */
+static void drop(struct task *task)
+{
+    static const uint32_t from[] = {TASK_QUEUED, TASK_RUNNING, TASK_DONE};
+    static const uint32_t to[] = {TASK_FREE, TASK_ABANDONED, TASK_FREE};
+    for (size_t i = 0; i < 3; i++) {
+        uint32_t expected = from[i];
+        if (atomic_compare_exchange_strong(&task->state, &expected, to[i]))
+            return;
+    }
+}
+
+static uint16_t wait_for(struct task *task, uint32_t fork_count, const struct timespec *deadline)
+{
+    bool slept = false, spun = false;
+    for (;;) {
+        if (atomic_load(&forks) != fork_count)
+            return REASON_ENGINE_FORKED;   /* a signal handler forked, and this is the child: nobody will answer */
+        uint32_t seen = atomic_load(&task->state);
+        if (seen == TASK_DONE)
+            break;
+        if (passed(deadline) && abandon(task))
+            return REASON_FUNCTION_TIMEOUT;
+        if (!spun) {
+            spun = true;
+            spin_for_answer(&task->state, TASK_DONE);
+        } else if (!slept) {
+            slept = true;
+            atomic_store(&task->asleep, true);
+        } else {
+            futex_wait(&task->state, seen, deadline);
+        }
+    }
+    if (slept && task->done)
+        came_after(task->done - task->queued, &asker_budget);
+    return 0;
 }
 
 static uint16_t on_function_thread(bool prepare, const void *table, const struct decision_request *request, uint32_t ms,
@@ -573,24 +703,27 @@ static uint16_t on_function_thread(bool prepare, const void *table, const struct
     task->request.options = task->options;
     if (request->noptions)
         memcpy(task->options, request->options, request->noptions * sizeof *task->options);
-    uint16_t reason = queue(task);
-    if (reason)
-        return reason;
+    task->queued = now_ns();
+    atomic_store(&task->asleep, false);
+    waiting = task;
     struct timespec deadline = after_ms(ms);
-    for (;;) {
-        if (atomic_load(&forks) != fork_count)
-            return REASON_ENGINE_FORKED;   /* a signal handler forked, and this is the child: nobody will answer */
-        uint32_t seen = atomic_load(&task->state);
-        if (seen == TASK_DONE)
-            break;
-        if (passed(&deadline) && abandon(task))
-            return REASON_FUNCTION_TIMEOUT;
-        futex_wait(&task->state, seen, &deadline);
+    atomic_store(&task->state, TASK_QUEUED);
+    atomic_fetch_add(&work, 1);
+    uint16_t reason = atomic_load(&thread_alive) ? 0 : start_function_thread();
+    if (!reason) {
+        if (atomic_load(&thread_asleep))
+            futex_wake(&work);
+        reason = wait_for(task, fork_count, &deadline);
     }
-    reason = task->reason;
-    if (!reason && !prepare)
-        *out = task->verdict;
-    atomic_store(&task->state, TASK_FREE);
+    if (!reason) {
+        reason = task->reason;
+        if (!reason && !prepare)
+            *out = task->verdict;
+        atomic_store(&task->state, TASK_FREE);
+    } else if (reason != REASON_FUNCTION_TIMEOUT) {
+        drop(task);
+    }
+    waiting = NULL;
     return reason;
 }
 
@@ -703,6 +836,9 @@ static bool already_asking(uintptr_t here)
     if (here < asking || sigaltstack(NULL, &alternate) || alternate.ss_flags & SS_ONSTACK)
         return true;
     asking = 0;
+    if (waiting)
+        drop(waiting);
+    waiting = NULL;
     return false;
 }
 
@@ -717,9 +853,7 @@ void engine_ask(const void *table, const struct decision_request *request, struc
     } else if (!function_thread && fork_mode == FORK_NONE && !already_asking(here)) {
         asking = here;
         pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
-        switch_guard++;
         reason = ask(table, request, out);
-        switch_guard--;
         pthread_setcancelstate(cancel, &cancel);
         asking = 0;
     }
@@ -734,7 +868,6 @@ void engine_start(const void *table)
 {
     int saved = errno;
     struct verdict ignored;
-    switch_guard++;
     asking = (uintptr_t)__builtin_frame_address(0);
     if (atomic_load(&state) == NOT_STARTED)
         start_once(table);
@@ -748,7 +881,6 @@ void engine_start(const void *table)
         }
     }
     asking = 0;
-    switch_guard--;
     errno = saved;
 }
 
@@ -809,7 +941,9 @@ void engine_after_fork_child(void)
     upcall = fresh;
     own_pid = getpid();
     atomic_fetch_add(&forks, 1);
-    thread_alive = false;
+    atomic_store(&thread_alive, false);
+    atomic_store(&thread_asleep, false);
+    atomic_store(&asker_until, 0);
     for (size_t i = 0; i < TASKS; i++)
         atomic_store(&tasks[i].state, TASK_FREE);
     helper_after_fork_child();
