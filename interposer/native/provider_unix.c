@@ -599,7 +599,7 @@ static int unix_recognise(int fd, struct endpoint *local, struct endpoint *peer,
         *peer = first;
     }
     *v6 = !endpoint_is_v4(local) || mine == 'D' || other == 'D';
-    return 0;
+    return mine != 'C';
 }
 
 void provider_unix_after_fork_child(void)

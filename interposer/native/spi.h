@@ -68,7 +68,7 @@ struct san_provider {
      * -EOPNOTSUPP: the kernel does. */
     int (*wsp_transfer)(wsp_descriptor companion, const struct wsp_mover **mover, uintptr_t *state);
     /* For a descriptor that came from elsewhere (exec, SCM_RIGHTS): is it one of yours, and whose ends are they?
-     * 0 or -ENOTSOCK. */
+     * 0: the end that connected; 1: the one that was accepted; or -ENOTSOCK. */
     int (*wsp_recognise)(int fd, struct endpoint *local, struct endpoint *peer, bool *v6);
 };
 

@@ -668,14 +668,15 @@ static struct sock *adopt_native(int fd)
     struct endpoint local, peer;
     bool v6;
     for (size_t i = 0; i < sizeof native_providers / sizeof *native_providers; i++) {
-        if (native_providers[i]->wsp_recognise(fd, &local, &peer, &v6) != 0)
+        int end = native_providers[i]->wsp_recognise(fd, &local, &peer, &v6);
+        if (end < 0)
             continue;
         struct sock *sock = fdtable_new(fd, v6 ? AF_INET6 : AF_INET, SOCK_DECIDING);
         if (!sock)
             return NULL;
         sock->local = local;
         sock->remote = peer;
-        sock->role = ROW_CONNECT;
+        sock->role = end ? ROW_ACCEPT : ROW_CONNECT;
         sock->companions[0].provider = native_providers[i];
         atomic_store(&sock->phase, SOCK_CONNECTED);
         switch_publish(fd, sock);
