@@ -5,6 +5,7 @@
 #include "lifecycle.h"
 #include "netinfo.h"
 #include "options.h"
+#include "ports.h"
 #include "readiness.h"
 #include "real.h"
 #include "reasons.h"
@@ -19,18 +20,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#ifndef IP_LOCAL_PORT_RANGE
-#define IP_LOCAL_PORT_RANGE 51
-#endif
 #ifndef SO_NETNS_COOKIE
 #define SO_NETNS_COOKIE 71
 #endif
 
-#define NO_PORT_PAUSE_MS 1000
-
 #define SERVED_SIZE 4096
 
-static _Atomic int64_t no_port_until;  /* no port is sought before */
 static _Atomic uint8_t *served_page;   /* shared with forked processes; its first bytes count */
 
 static int reason_of(int error)
@@ -66,86 +61,6 @@ static bool same_netns(int one, int other)
         return true;                   /* a kernel before 5.14 does not tell */
     length = sizeof second;
     return real.getsockopt(other, SOL_SOCKET, SO_NETNS_COOKIE, &second, &length) == 0 && first == second;
-}
-
-static bool local_of(int fd, struct endpoint *local)
-{
-    struct sockaddr_storage address;
-    socklen_t length = sizeof address;
-    return real.getsockname(fd, (struct sockaddr *)&address, &length) == 0 &&
-           endpoint_from_sockaddr(local, (struct sockaddr *)&address, length);
-}
-
-/* The upper half of the machine's ephemeral ports, as IP_LOCAL_PORT_RANGE wants it: a bound port is taken from every
- * destination, so the other half is left to programs that are not interposed. */
-static uint32_t upper_ports(void)
-{
-    static _Atomic uint32_t cached;
-    uint32_t range = cached;
-    if (range)
-        return range;
-    uint32_t low = 32768, high = 60999;
-    char text[32] = "";
-    int fd = open("/proc/sys/net/ipv4/ip_local_port_range", O_RDONLY | O_CLOEXEC);
-    if (fd >= 0) {
-        ssize_t got = real.read(fd, text, sizeof text - 1);
-        real.close(fd);
-        unsigned numbers[2] = {0, 0}, which = 0;
-        for (ssize_t i = 0; i < got && which < 2; i++) {
-            if (text[i] >= '0' && text[i] <= '9')
-                numbers[which] = numbers[which] * 10 + (unsigned)(text[i] - '0');
-            else if (i && text[i - 1] >= '0' && text[i - 1] <= '9')
-                which++;
-        }
-        if (numbers[0] && numbers[1] > numbers[0] && numbers[1] < 65536) {
-            low = numbers[0];
-            high = numbers[1];
-        }
-    }
-    range = high << 16 | (low + (high - low) / 2);
-    cached = range;
-    return range;
-}
-
-/* S12: a concrete address and port for a socket that connects unbound or bound to the wildcard. */
-static int concrete_local(struct sock *sock, int fd, const struct endpoint *source, struct endpoint *local)
-{
-    if (sock->bound && !local_of(fd, local))
-        return -REASON_NO_PORT;
-    if (sock->bound && local->port) {
-        if (endpoint_is_wildcard(local)) {
-            memcpy(local->ip, source->ip, sizeof local->ip);
-            local->scope = source->scope;
-        }
-        return endpoint_is_v4(local) == endpoint_is_v4(source) ? 0 : -REASON_ADDRESS;
-    }
-    if (netinfo_now() < atomic_load_explicit(&no_port_until, memory_order_relaxed))
-        return -REASON_NO_PORT;
-    struct sockaddr_storage address;
-    socklen_t length = sizeof address;
-    /* Bound already, to an address alone: IP_BIND_ADDRESS_NO_PORT, which would leave this bind without a port too. */
-    bool late = options_find(sock, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT);
-    int off = 0, on = 1;
-    endpoint_to_sockaddr(sock->bound && !endpoint_is_wildcard(local) ? local : source, sock->family,
-                         (struct sockaddr *)&address, &length);
-    if (late)
-        real.setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &off, sizeof off);
-    bool narrowed = !options_find(sock, IPPROTO_IP, IP_LOCAL_PORT_RANGE);
-    uint32_t range = upper_ports(), whole = 0;
-    if (narrowed)
-        real.setsockopt(fd, IPPROTO_IP, IP_LOCAL_PORT_RANGE, &range, sizeof range);
-    int bound = real.bind(fd, (struct sockaddr *)&address, length);
-    if (narrowed)
-        real.setsockopt(fd, IPPROTO_IP, IP_LOCAL_PORT_RANGE, &whole, sizeof whole);
-    if (late)
-        real.setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
-    if (bound < 0) {                   /* the kernel has looked at every port, which takes it milliseconds */
-        atomic_store_explicit(&no_port_until, netinfo_now() + NO_PORT_PAUSE_MS, memory_order_relaxed);
-        return -REASON_NO_PORT;
-    }
-    sock->port_is_ours = !sock->bound;
-    sock->bound = true;
-    return local_of(fd, local) && local->port ? 0 : -REASON_NO_PORT;
 }
 
 static void set_buffer(const struct san_provider *provider, wsp_descriptor descriptor, int forced, int plain, uint32_t size)
@@ -197,7 +112,7 @@ static int set_up(struct sock *sock, struct companion *companion, const struct e
 
 struct swap {
     struct sock *sock;
-    int with, now;
+    int with, now, sure;
     int error;
 };
 
@@ -213,7 +128,7 @@ static bool replace_alias(int fd, struct sock *sock, void *context)
     struct swap *swap = context;
     if (sock != swap->sock)
         return true;
-    if (!same_file(fd, swap->now)) {
+    if (fd != swap->sure && !same_file(fd, swap->now)) {
         fdtable_drop(fd);
         return true;
     }
@@ -242,7 +157,8 @@ static int copy_flags(int from, int to, bool fresh)
 
 int companion_put_under(struct sock *sock, int fd, int with, int now, bool keep)
 {
-    struct swap swap = {sock, with, now, 0};
+    /* `now` was made of fd a moment ago, unless another thread completes the connect. */
+    struct swap swap = {sock, with, now, sock->connecting ? -1 : fd, 0};
     bool held = connecting_hold_if_any();
     sock->announce = copy_flags(fd, with, !keep) & O_NONBLOCK;
     readiness_before_swap(sock);
@@ -277,7 +193,7 @@ static int prepare(struct sock *sock, int fd, const struct san_provider *provide
     struct endpoint source, local;
     int error = provider->wsp_reach(&sock->remote, &source);
     if (!error)
-        error = concrete_local(sock, fd, &source, &local);
+        error = ports_bind(sock, fd, &source, &local);
     if (error)
         return error;
     error = set_up(sock, &companion, &local);

@@ -264,33 +264,30 @@ bool hidden_reclaim(void)
 }
 
 /* Just above the soft limit: the program loses no number. The limit is raised for this one call. */
-static int above_limit(int fd)
+static int above_limit(int fd, const struct rlimit *limit)
 {
-    struct rlimit limit, seen;
+    struct rlimit seen;
     int copy = -1;
+    rlim_t room = limit->rlim_max - limit->rlim_cur;
+    struct rlimit raised = {limit->rlim_cur + (room < HIDDEN_CEILING ? room : HIDDEN_CEILING), limit->rlim_max};
     if (!take_limit())
         return -1;
-    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_max > limit.rlim_cur && limit.rlim_cur < HIDDEN_CEILING) {
-        rlim_t room = limit.rlim_max - limit.rlim_cur;
-        struct rlimit raised = {limit.rlim_cur + (room < HIDDEN_CEILING ? room : HIDDEN_CEILING), limit.rlim_max};
-        if (setrlimit(RLIMIT_NOFILE, &raised) == 0) {
-            copy = real.fcntl(fd, F_DUPFD_CLOEXEC, (long)limit.rlim_cur);
-            if (prlimit(0, RLIMIT_NOFILE, &limit, &seen) == 0 && seen.rlim_cur != raised.rlim_cur)
-                setrlimit(RLIMIT_NOFILE, &seen);   /* the program has just set its own */
-        }
+    if (prlimit(0, RLIMIT_NOFILE, &raised, &seen) == 0) {
+        if (seen.rlim_cur == limit->rlim_cur)
+            copy = real.fcntl(fd, F_DUPFD_CLOEXEC, (long)limit->rlim_cur);
+        struct rlimit restored = seen;
+        if (prlimit(0, RLIMIT_NOFILE, &restored, &seen) == 0 && seen.rlim_cur != raised.rlim_cur)
+            setrlimit(RLIMIT_NOFILE, &seen);   /* the program has just set its own */
     }
     limit_lock = 0;
     return copy;
 }
 
 /* As high below the limit as there is room. */
-static int below_limit(int fd)
+static int below_limit(int fd, const struct rlimit *limit)
 {
     static _Atomic rlim_t depth = 64;
-    struct rlimit limit;
-    if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
-        return -1;
-    rlim_t top = limit.rlim_cur < HIDDEN_CEILING ? limit.rlim_cur : HIDDEN_CEILING;
+    rlim_t top = limit->rlim_cur < HIDDEN_CEILING ? limit->rlim_cur : HIDDEN_CEILING;
     for (;;) {
         rlim_t below = depth < top ? depth : top;
         int copy = real.fcntl(fd, F_DUPFD_CLOEXEC, (long)(top - below));
@@ -300,11 +297,18 @@ static int below_limit(int fd)
     }
 }
 
+static int high_dup(int fd)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
+        return -1;
+    int copy = limit.rlim_max > limit.rlim_cur && limit.rlim_cur < HIDDEN_CEILING ? above_limit(fd, &limit) : -1;
+    return copy < 0 ? below_limit(fd, &limit) : copy;
+}
+
 int hidden_dup(int fd)
 {
-    int saved = errno, copy = above_limit(fd);
-    if (copy < 0)
-        copy = below_limit(fd);
+    int saved = errno, copy = high_dup(fd);
     if (copy >= 0) {
         _Atomic(struct sock *) *place = entry(copy);
         struct sock *old = place ? atomic_exchange(place, &hidden) : NULL;

@@ -5,6 +5,7 @@
 #include "fdtable.h"
 #include "flows.h"
 #include "netinfo.h"
+#include "ports.h"
 #include "provider_unix.h"
 #include "real.h"
 #include "stats.h"
@@ -75,6 +76,7 @@ static void after_fork_child(void)
     if (alive)
         atomic_store(alive, 1);
     netinfo_after_fork_child();
+    ports_after_fork_child();
     provider_unix_after_fork_child();
     fdtable_after_fork_child();
     stats_after_fork_child();
