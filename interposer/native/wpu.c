@@ -1,6 +1,6 @@
 /* Owns the handles that providers hold. A handle is an index and the generation of its pool item, so one that was given
  * back is recognised for ever. Lock-free; runs after fork and in signal handlers. */
-#include "fdtable.h"
+#include "connecting.h"
 #include <errno.h>
 
 struct handle {
@@ -46,6 +46,18 @@ int wpu_close_socket_handle(wpu_handle number)
         return -ENOTSOCK;
     pool_give(&handles, handle);
     return 0;
+}
+
+int wpu_complete_overlapped_request(wpu_handle number, int error)
+{
+    uintptr_t context;
+    struct sock *sock = wpu_query_socket_handle_context(number, &context) == 0 ? fdtable_at((uint32_t)context - 1) : NULL;
+    if (!sock)
+        return -ENOTSOCK;
+    /* Held now; but the handle may have been given back, and the socket be another, before it was. */
+    int result = wpu_query_socket_handle_context(number, &context) == 0 ? connecting_complete(sock, error) : -ENOTSOCK;
+    sock_put(sock);
+    return result;
 }
 
 const struct san_provider *provider_by_id(uint8_t id)
