@@ -5,6 +5,7 @@ How long it takes is not watched here but by the caller's thread (native/engine.
 
 from __future__ import annotations
 
+import posix
 import sys
 
 from interposer.policy import reasons
@@ -54,7 +55,7 @@ class Functions:
             try:
                 self._found[index] = self._import(index)
             except BaseException as error:
-                self._log(f"{self._name(index)}: not imported: {error!r}")
+                self._log(f"{self._name(index)}: not imported: {_short(error, 300)}")
                 self._found[index] = None
         return self._found[index]
 
@@ -90,16 +91,27 @@ class Functions:
             f"{rules[rule].file}:{rules[rule].line}" if rule < len(rules) else "defaults",
             options,
         )
+        _fork.running = True
+        try:
+            return self._judged(index, function, request)
+        finally:
+            if _fork.in_child:
+                posix._exit(0)  # the function forked, and the child came back: it is nobody's
+            _fork.running = False
+
+    def _judged(self, index: int, function: Callable[[Request], object], request: Request) -> Answer:
         try:
             result = function(request)
         except BaseException as error:
-            self._log(f"{self._name(index)} raised {error!r}{_place(error)}")
+            self._log(f"{self._name(index)} raised {_short(error, 300)}{_place(error)}")
             return tcp(reasons.FUNCTION_RAISED)
         try:
             return judge(result)
         except ValueError as error:
             self._log(f"{self._name(index)} returned {error}")
-            return tcp(reasons.FUNCTION_NONSENSE)
+        except BaseException:
+            self._log(f"{self._name(index)} returned a {type(result).__name__} that cannot be read")
+        return tcp(reasons.FUNCTION_NONSENSE)
 
     def _name(self, index: int) -> str:
         function = self._table.functions[index]
@@ -128,6 +140,19 @@ class Functions:
             raise TypeError(f"{wanted.name} is not a function")
         return function  # type: ignore[no-any-return]
 
+
+class _Fork:
+    """Whether a function is running, and whether this process was forked by it."""
+
+    running = False
+    in_child = False
+
+    def after_in_child(self) -> None:
+        self.in_child = self.running
+
+
+_fork = _Fork()
+posix.register_at_fork(after_in_child=_fork.after_in_child)
 
 _folders: set[str] = set()
 
@@ -191,18 +216,18 @@ def _milliseconds(value: object) -> int:
     """0: until the policy changes, as in native/engine.h."""
     if value is None:
         return 0
-    if type(value) not in (int, float) or not 0 <= value <= REMEMBER_MAX:  # type: ignore[operator]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= REMEMBER_MAX:
         raise ValueError(f"remember={_short(value)}; it is a number of seconds from 0 to {REMEMBER_MAX}, or None")
-    return int(value * 1000) or 1 if value else REMEMBER_NOT  # type: ignore[call-overload,no-any-return,operator]
+    return int(value * 1000) or 1 if value else REMEMBER_NOT
 
 
 def _lies_in(path: str, *folders: str) -> bool:
     return any(path.startswith(folder.rstrip("/") + "/") for folder in folders)
 
 
-def _short(value: object) -> str:
+def _short(value: object, length: int = 80) -> str:
     try:
-        return repr(value)[:80]
+        return repr(value)[:length]
     except BaseException:
         return f"a {type(value).__name__}"
 

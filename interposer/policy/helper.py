@@ -305,8 +305,7 @@ class Helper:
             job.answered = True
             rule = job.arguments[1]
             if job.result is not None:
-                action, otherwise, *rest = job.result
-                answer = (action, otherwise or job.otherwise, *rest)
+                answer = (job.result[0], job.result[1] or job.otherwise, *job.result[2:])
                 self.reply(job.client, job.number, job.generation, answer, rule)
                 continue
             answer = tcp(reasons.FUNCTION_TIMEOUT, job.otherwise)

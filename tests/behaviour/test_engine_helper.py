@@ -352,4 +352,4 @@ def test_large_environment(tmp_path):
         connection.send(b"\1\0\0\0\4\0\0\0\0")
         connection.send(request)
         answer = REPLY.unpack(connection.recv(100))
-    assert answer[:3] == (3, 7, SAN), support.log(table)
+    assert (answer[0], answer[1], answer[3]) == (3, 7, SAN), support.log(table)

@@ -10,7 +10,7 @@ import pytest
 from build_c import NATIVE, compile_c
 
 from interposer.diag import stats
-from interposer.policy import reasons, table
+from interposer.policy import functions, helper, reasons, request, table
 from interposer.providers import NAMES
 
 # The fields in the order of the format, padding left out, with the letters of their format.
@@ -31,6 +31,11 @@ STATS_PAGE = (
     + " ".join(f"reasons[{n}]" for n in range(stats.REASONS))
     + " upcalls"
 )
+VERDICT = "action otherwise providers reason rule function send_buffer receive_buffer remember_ms"
+REQUEST = "role family noptions function rule " + " ".join(
+    f"{side}.{field}" for side in ("local", "remote") for field in ("ip", "scope", "port", "reserved")
+)
+SOCK_OPTION = struct.Struct("=hhB16sx")
 STRUCTURES = {
     "table_header": (table.HEADER, TABLE_HEADER),
     "table_section": (table.SECTION, "predicate npredicates rule nrules file line engine otherwise providers"),
@@ -40,7 +45,11 @@ STRUCTURES = {
     "endpoint": (stats.ENDPOINT, "ip scope port reserved"),
     "stats_page": (stats.HEADER, STATS_PAGE),
     "stats_row": (stats.ROW, "role family provider reason local remote inode started rule sequence"),
-}
+    "sock_option": (SOCK_OPTION, "level name length value"),
+    "helper_answer": (
+        helper.REPLY, "type number generation " + " ".join(f"verdict.{field}" for field in VERDICT.split()),
+    ),
+}  # fmt: skip
 CONSTANTS = {
     **{name: getattr(table, name) for name in dir(table) if name.startswith(("ROLE_", "FAMILY_", "ACTION_"))},
     **{name: getattr(table, name) for name in dir(table) if name.startswith(("OTHERWISE_", "ENGINE_", "PREDICATE_"))},
@@ -51,6 +60,11 @@ CONSTANTS = {
     "TABLE_MAX_SIZE": table.MAX_SIZE,
     "RULE_DEFAULT": table.RULE_DEFAULT,
     "FUNCTION_NONE": table.FUNCTION_NONE,
+    "REMEMBER_NOT": functions.REMEMBER_NOT,
+    "HELPER_FACT": helper.FACT,
+    "HELPER_REQUEST": helper.REQUEST,
+    "HELPER_ANSWER": helper.ANSWER,
+    "HELPER_WATCH": helper.WATCH,
     "STATS_PROVIDERS": stats.PROVIDERS,
     "STATS_REASONS": stats.REASONS,
     **{f"REASON_{reason.symbol}": reason.number for reason in reasons.BY_NUMBER.values()},
@@ -84,11 +98,13 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
         lines.append(f'printf("{name} %zu\\n", sizeof(struct {name}));')
         lines += [f'printf("{name}.{f} %zu\\n", offsetof(struct {name}, {f}));' for f in fields.split()]
     lines += [f'printf("{name} %lld\\n", (long long){name});' for name in CONSTANTS]
-    # What engine.h promises to the cffi module and to the helper's wire format.
-    lines += [f'printf("{name} %zu\\n", sizeof(struct {name}));' for name in ("decision_request", "verdict")]
+    places = [f"decision_request.{field}" for field in (*REQUEST.split(), "options")]
+    places += [f"helper_request.{field}" for field in ("type", "number", "generation")]
+    lines += ['printf("{} %zu\\n", offsetof(struct {}, {}));'.format(place, *place.split(".", 1)) for place in places]
+    lines.append('printf("helper_request %zu\\n", sizeof(struct helper_request));')
     source = folder / "layout.c"
     source.write_text(
-        '#include "engine.h"\n#include "stats.h"\n#include "reasons.h"\n#include <stdio.h>\n'
+        '#include "engine.h"\n#include "helper.h"\n#include "stats.h"\n#include "reasons.h"\n#include <stdio.h>\n'
         "int main(void) {\n" + "\n".join(lines) + "\nreturn 0; }\n"
     )
     program = compile_c(folder / "layout", source)
@@ -103,6 +119,16 @@ def test_structure(name: str, measured: dict[str, int]) -> None:
     assert layout.size == measured[name]
     offsets = offsets_of(layout.format)
     assert dict(zip(fields.split(), offsets, strict=True)) == {f: measured[f"{name}.{f}"] for f in fields.split()}
+
+
+def test_question_to_the_helper(measured: dict[str, int]) -> None:
+    """P8: the head of a question, then the request up to its pointer; the options that follow have one size."""
+    head = measured["helper_request"]
+    places = [measured[f"helper_request.{field}"] for field in ("type", "number", "generation")]
+    places += [head + measured[f"decision_request.{field}"] for field in REQUEST.split()]
+    assert offsets_of(helper.QUESTION.format) == places
+    assert helper.QUESTION.size == head + measured["decision_request.options"]
+    assert request.OPTION_SIZE == SOCK_OPTION.size == measured["sock_option"]
 
 
 def test_constants(measured: dict[str, int]) -> None:
