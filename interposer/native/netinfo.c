@@ -1,6 +1,7 @@
-/* Owns what the kernel said about addresses: two small caches and the address table. One lock for each of both, tried and
- * never waited for: who does not get it asks the kernel, and so does everybody once the program has changed its name
- * space, because threads may then be in several. Runs after fork; in a signal handler it asks the kernel. */
+/* Owns what the kernel said about addresses: two small caches and the address table. The caches have one lock, tried and
+ * never waited for: who does not get it asks the kernel. The table has two places: readers count themselves in at the
+ * current one, one thread at a time writes the other. Once the program has changed its name space nothing is remembered,
+ * because threads may be in several. Runs after fork and in signal handlers. */
 #include "netinfo.h"
 #include "fdtable.h"
 #include "lifecycle.h"
@@ -19,6 +20,7 @@
 
 #define ENTRIES 64
 #define LIFETIME_MS 900                /* from before the question: with a tick of the coarse clock, under a second */
+#define REFRESH_MS 750                 /* one thread asks for a new table, the others use the old one meanwhile */
 #define TCP_LISTEN_STATE 10
 #define SUBNETS 256
 #define PROVIDER_IDS 32
@@ -248,21 +250,28 @@ struct entry_of_table {
 };
 
 struct table {
-    int64_t until;
+    int64_t made;
     unsigned count;
     bool whole;                        /* all addresses of the machine are in it */
     bool loopback;
     struct entry_of_table entries[SUBNETS];
-    char answer[4096] __attribute__((aligned(8)));   /* the kernel makes portions for the buffer that it is offered */
 };
 
-static struct table shared;
-static _Atomic int shared_lock;
+struct answer {
+    char bytes[4096] __attribute__((aligned(8)));    /* the kernel makes portions for the buffer that it is offered */
+};
+
+struct own_table {
+    struct table table;
+    struct answer answer;
+};
+
+static struct table tables[2] = {{.made = -LIFETIME_MS}, {.made = -LIFETIME_MS}};
+static _Atomic int readers[2], current, writing;
 
 static void subnets_after_fork_child(void)
 {
-    if (atomic_exchange(&shared_lock, 0))
-        shared.until = 0;              /* somebody was writing it */
+    readers[0] = readers[1] = writing = 0;
 }
 
 static void take_address(struct table *table, const struct nlmsghdr *header)
@@ -300,9 +309,9 @@ static void take_address(struct table *table, const struct nlmsghdr *header)
 enum { ASKED_LINK = 1, ASKED_ADDRESSES = 2 };
 
 /* False: nothing more will come. */
-static bool take_answer(struct table *table, size_t got, bool *interrupted)
+static bool take_answer(struct table *table, const struct answer *answer, size_t got, bool *interrupted)
 {
-    const struct nlmsghdr *header = (const struct nlmsghdr *)(const void *)table->answer;
+    const struct nlmsghdr *header = (const struct nlmsghdr *)(const void *)answer;
     for (int left = (int)got; NLMSG_OK(header, left); header = NLMSG_NEXT(header, left)) {
         if (header->nlmsg_flags & NLM_F_DUMP_INTR)
             *interrupted = true;
@@ -318,7 +327,7 @@ static bool take_answer(struct table *table, size_t got, bool *interrupted)
     return true;
 }
 
-static void ask_addresses(struct table *table, bool *interrupted)
+static void ask_addresses(struct table *table, struct answer *answer, bool *interrupted)
 {
     struct {
         struct nlmsghdr link_header;
@@ -339,54 +348,83 @@ static void ask_addresses(struct table *table, bool *interrupted)
     bool more = fd >= 0 && real.send(fd, &request, sizeof request, MSG_NOSIGNAL) == sizeof request;
     table->whole = more;
     while (more) {
-        ssize_t got = real.recv(fd, table->answer, sizeof table->answer, MSG_DONTWAIT | MSG_TRUNC);
-        if (got <= 0 || (size_t)got > sizeof table->answer)
+        ssize_t got = real.recv(fd, answer, sizeof *answer, MSG_DONTWAIT | MSG_TRUNC);
+        if (got <= 0 || (size_t)got > sizeof *answer)
             table->whole = false;
-        more = table->whole && take_answer(table, (size_t)got, interrupted);
+        more = table->whole && take_answer(table, answer, (size_t)got, interrupted);
     }
     if (fd >= 0)
         netlink_close(fd, cancel);
 }
 
-static void build(struct table *table)
+static void build(struct table *table, struct answer *answer)
 {
     bool interrupted = false;
-    int64_t until = netinfo_now() + LIFETIME_MS;
-    table->until = 0;
+    table->made = netinfo_now();
     table->count = 0;
     table->loopback = true;
-    ask_addresses(table, &interrupted);
+    ask_addresses(table, answer, &interrupted);
     for (unsigned id = 0; id < PROVIDER_IDS; id++) {
         const struct san_provider *provider = provider_by_id((uint8_t)id);
         for (unsigned i = 0; provider && i < table->count; i++)
             if (provider->wsp_serves(&table->entries[i].subnet))
                 table->entries[i].providers |= 1u << id;
     }
-    if (!interrupted)                  /* addresses changed meanwhile: good for this one decision */
-        table->until = until;
+    if (interrupted)                   /* addresses changed meanwhile: not for later decisions */
+        table->made -= LIFETIME_MS;
 }
 
-/* The shared table with its lock, or one of the caller's own; NULL when memory is short. */
-static struct table *take_table(void)
+static struct table *read_current(void)
 {
-    if (!lifecycle_moved && !atomic_exchange_explicit(&shared_lock, 1, memory_order_acquire)) {
-        if (shared.until <= netinfo_now())
-            build(&shared);
-        return &shared;
+    for (int turn = 0; turn < 3; turn++) {
+        int place = current;
+        readers[place]++;
+        if (current == place)
+            return &tables[place];
+        readers[place]--;
     }
-    struct table *own = mmap(NULL, sizeof *own, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (own == MAP_FAILED)
-        return NULL;
-    build(own);
-    return own;
+    return NULL;
 }
 
 static void give_table(struct table *table)
 {
-    if (table == &shared)
-        atomic_store_explicit(&shared_lock, 0, memory_order_release);
+    if (table == &tables[0] || table == &tables[1])
+        readers[table - tables]--;
     else if (table)
-        munmap(table, sizeof *table);
+        munmap(table, sizeof(struct own_table));
+}
+
+/* Makes the other place current, unless somebody is at it. */
+static void renew(void)
+{
+    static struct answer answer;
+    if (atomic_exchange(&writing, 1))
+        return;
+    int other = !current;
+    if (readers[other] <= 0) {         /* less: forked by a signal handler while it was read */
+        build(&tables[other], &answer);
+        current = other;
+    }
+    writing = 0;
+}
+
+/* The table, not older than LIFETIME_MS: the common one, or the caller's own. NULL when memory is short. */
+static struct table *take_table(void)
+{
+    for (int turn = 0; turn < 2 && !lifecycle_moved; turn++) {
+        struct table *table = read_current();
+        int64_t age = table ? netinfo_now() - table->made : 0;
+        if (table && age < (turn ? LIFETIME_MS : REFRESH_MS))
+            return table;
+        give_table(table);
+        if (!turn)
+            renew();
+    }
+    struct own_table *own = mmap(NULL, sizeof *own, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (own == MAP_FAILED)
+        return NULL;
+    build(&own->table, &own->answer);
+    return &own->table;
 }
 
 static bool contains(const struct subnet *subnet, const struct endpoint *address)
