@@ -110,6 +110,7 @@ int connecting_own(const struct sock *sock)
 void connecting_give_back(struct sock *sock, int fd)
 {
     int tcp = atomic_exchange(&sock->shadow, -1);
+    options_replay(sock, tcp);
     companion_put_under(sock, fd, tcp, sock->connecting->own, true);
     hidden_close(tcp);
 }

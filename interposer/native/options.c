@@ -46,13 +46,13 @@ const struct sock_option *options_find(const struct sock *sock, int level, int n
     return NULL;
 }
 
-void options_record(struct sock *sock, int level, int name, const void *value, socklen_t length)
+bool options_record(struct sock *sock, int level, int name, const void *value, socklen_t length)
 {
     if (keeps_tcp(level, name))
         sock->unfit = REASON_OPTION;
     if (length > SOCK_OPTION_SIZE || !sock_lock(sock)) {
         sock->options_lost = true;
-        return;
+        return false;
     }
     struct sock_option *place = (struct sock_option *)options_find(sock, level, name);
     if (!place && sock->noptions < SOCK_OPTIONS)
@@ -65,6 +65,15 @@ void options_record(struct sock *sock, int level, int name, const void *value, s
         sock->options_lost = true;
     }
     sock_unlock(sock);
+    return place;
+}
+
+void options_replay(const struct sock *sock, int fd)
+{
+    for (int i = 0; i < sock->noptions; i++) {
+        const struct sock_option *option = &sock->options[i];
+        real.setsockopt(fd, option->level, option->name, option->value, option->length);
+    }
 }
 
 /* --- on a connected companion --- */
@@ -96,10 +105,7 @@ int options_shadow(struct sock *sock)
     int fresh = hidden_fd(real.socket(sock->family, SOCK_STREAM | SOCK_CLOEXEC, 0));
     if (fresh < 0)
         return -1;
-    for (int i = 0; i < sock->noptions; i++) {
-        const struct sock_option *option = &sock->options[i];
-        real.setsockopt(fresh, option->level, option->name, option->value, option->length);
-    }
+    options_replay(sock, fresh);
     if (!atomic_compare_exchange_strong(&sock->shadow, &fd, fresh)) {
         hidden_close(fresh);
         return fd;
@@ -156,10 +162,9 @@ int options_set(struct sock *sock, int fd, int level, int name, const void *valu
             return refuse(EINVAL);
         if (flag)
             number = number != 0;
-        options_record(sock, level, name, &number, sizeof number);
         companion_option(sock, level, name, &number, sizeof number);
         int shadow = atomic_load(&sock->shadow);
-        if (shadow >= 0)
+        if (!options_record(sock, level, name, &number, sizeof number) && shadow >= 0)
             real.setsockopt(shadow, level, name, &number, sizeof number);
         return 0;
     }

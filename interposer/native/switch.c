@@ -198,6 +198,7 @@ static int disconnect(struct sock *sock, int fd)
     if (replacement.with < 0)
         return fail(ENOBUFS);
     real.fcntl(replacement.with, F_SETFL, real.fcntl(fd, F_GETFL, 0) & (O_NONBLOCK | O_ASYNC));
+    options_replay(sock, replacement.with);
     fdtable_each(0, ~0u, replace, &replacement);
     hidden_close(atomic_exchange(&sock->shadow, -1));
     stats_row_clear(fd);
