@@ -9,7 +9,7 @@ import posix
 import sys
 
 from interposer.policy import reasons
-from interposer.policy.request import Decision, Process, Request, address_text
+from interposer.policy.request import Decision, NewRequest, Process, Request, address_text
 from interposer.policy.table import (
     ACTION_SAN,
     ACTION_TCP,
@@ -19,12 +19,15 @@ from interposer.policy.table import (
     PROVIDERS_MAX,
     ROLE_LISTEN,
     V4_PREFIX,
+    WILDCARD_V4,
+    WILDCARD_V6,
 )
 from interposer.providers import NAMES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from interposer.policy.engine import Facts
     from interposer.policy.table import Table
@@ -45,6 +48,7 @@ class Functions:
 
     def __init__(self, table: Table, facts: Facts, log: Callable[[str], None]) -> None:
         self._table = table
+        self._places = {number: f"{rule.file}:{rule.line}" for number, rule in enumerate(table.rules)}
         self._process = Process(facts)
         self._log = log
         self._found: dict[int, Callable[[Request], object] | None] = {}
@@ -76,21 +80,22 @@ class Functions:
         options: bytes = b"",
     ) -> Answer:
         """The verdict, whatever the function does short of not returning. `options` are packed as in engine.h."""
-        function = self.find(index)
+        function = self._found.get(index) or self.find(index)
         if function is None:
             return tcp(reasons.FUNCTION_MISSING)
-        if not any(local_ip) and remote_ip.startswith(V4_PREFIX):
-            local_ip = V4_PREFIX + bytes(4)
-        rules = self._table.rules
-        request = Request(
+        # An unbound source has the family of the destination.
+        if local_ip == WILDCARD_V6 and remote_ip.startswith(V4_PREFIX):
+            local_ip = WILDCARD_V4
+        request: Any = NewRequest(
             "listen" if role == ROLE_LISTEN else "connect",
             "v4" if family == AF_INET else "v6",
             (address_text(local_ip), local_port),
             None if role == ROLE_LISTEN else (address_text(remote_ip), remote_port),
             self._process,
-            f"{rules[rule].file}:{rules[rule].line}" if rule < len(rules) else "defaults",
+            self._places.get(rule, "defaults"),
             options,
         )
+        request.__class__ = Request
         _fork.running = True
         try:
             return self._judged(index, function, request)
@@ -173,6 +178,15 @@ def tcp(reason: int, otherwise: int = OTHERWISE_INHERIT, remember_ms: int = 0) -
 
 def judge(result: object) -> Answer:
     """What a function returned as a verdict. Raises ValueError on nonsense."""
+    # The common answers first. Only of exact types: others have methods of their own.
+    if type(result) is str:
+        answer = _PLAIN.get(result)
+        if answer is not None:
+            return answer
+    elif type(result) is list and len(result) == 1 and type(result[0]) is str:
+        answer = _PLAIN.get(result[0])
+        if answer is not None:
+            return answer
     otherwise: str | None = None
     send_buffer = receive_buffer = remember_ms = 0
     if isinstance(result, Decision):
@@ -202,6 +216,12 @@ def judge(result: object) -> Answer:
     if len(providers) > PROVIDERS_MAX or len(set(providers)) < len(providers):
         raise ValueError(f"{_short(result)}: too many providers, or one twice")
     return ACTION_SAN, OTHERWISE[otherwise], providers, 0, send_buffer, receive_buffer, remember_ms
+
+
+_PLAIN: dict[str, Answer] = {
+    name: (ACTION_SAN, OTHERWISE_INHERIT, (number,), 0, 0, 0, 0) for name, number in NAMES.items()
+}
+_PLAIN["tcp"] = tcp(reasons.FUNCTION_TCP)
 
 
 def _bytes(name: str, value: object) -> int:

@@ -198,6 +198,31 @@ class Request(_Frozen):
         return None
 
 
+class NewRequest(_Frozen):
+    """Made for every question, so quickly: it can be written to, until its __class__ is set to Request."""
+
+    __slots__ = Request.__slots__
+    __setattr__ = object.__setattr__  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        role: Literal["listen", "connect"],
+        family: Literal["v4", "v6"],
+        local: tuple[str, int],
+        remote: tuple[str, int] | None,
+        process: Process,
+        rule: str,
+        options: bytes,
+    ) -> None:
+        self.role = role
+        self.family = family
+        self.local = local
+        self.remote = remote
+        self.process = process
+        self.rule = rule
+        self._options = options
+
+
 class Decision(_Frozen):
     """A function's answer in full.
 
@@ -246,8 +271,20 @@ def _unpack(packed: bytes) -> tuple[Option, ...]:
     return tuple(found)
 
 
+_texts: dict[bytes, str] = {}
+
+
 def address_text(ip: bytes) -> str:
     """The usual text of 16 bytes, where IPv4 is ::ffff:a.b.c.d: "127.0.0.1", "fe80::1" (RFC 5952)."""
+    text = _texts.get(ip)
+    if text is None:
+        if len(_texts) >= 1024:
+            _texts.clear()
+        text = _texts[ip] = _address_text(ip)
+    return text
+
+
+def _address_text(ip: bytes) -> str:
     if ip.startswith(V4_PREFIX):
         return ".".join([str(byte) for byte in ip[12:]])
     groups = [int.from_bytes(ip[i : i + 2], "big") for i in range(0, 16, 2)]
