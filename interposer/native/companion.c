@@ -192,6 +192,8 @@ static int prepare(struct sock *sock, int fd, const struct san_provider *provide
     struct companion companion = {.provider = provider};
     struct endpoint source, local;
     int error = provider->wsp_reach(&sock->remote, &source);
+    if (!error && !netinfo_serves(provider, &source))
+        error = -REASON_NOT_SERVED;
     if (!error)
         error = ports_bind(sock, fd, &source, &local);
     if (error)
@@ -376,6 +378,10 @@ int companion_listen(struct sock *sock, int fd, const struct verdict *verdict, i
         struct companion companion = {.provider = provider_by_id(verdict->providers[i])};
         if (!companion.provider)
             continue;
+        if (!netinfo_serves(companion.provider, &sock->local)) {
+            reason = REASON_NOT_SERVED;
+            continue;
+        }
         int error = set_up(sock, &companion, &sock->local);
         if (error) {
             reason = reason_of(error);
