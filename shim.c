@@ -279,8 +279,11 @@ ssize_t hook_send(int fd, const void *buffer, size_t size, int flags)
 ssize_t hook_sendto(int fd, const void *buffer, size_t size, int flags, const struct sockaddr *address, socklen_t length)
 {
     int connected = 0;
-    if (flags & MSG_FASTOPEN && fdtable_peek(fd) && switch_fast_open(fd, address, length, &connected) && connected < 0)
-        return -1;
+    if (flags & MSG_FASTOPEN && fdtable_peek(fd) && switch_fast_open(fd, address, length, &connected)) {
+        if (connected < 0)
+            return -1;
+        flags &= ~MSG_FASTOPEN;
+    }
     struct sock *sock = fdtable_companion(fd);
     return sock ? data_send(sock, fd, buffer, size, flags) : real.sendto(fd, buffer, size, flags, address, length);
 }
@@ -289,9 +292,11 @@ ssize_t hook_sendmsg(int fd, const struct msghdr *message, int flags)
 {
     int connected = 0;
     if (flags & MSG_FASTOPEN && message && fdtable_peek(fd) &&
-        switch_fast_open(fd, message->msg_name, message->msg_namelen, &connected) &&
-        connected < 0)
-        return -1;
+        switch_fast_open(fd, message->msg_name, message->msg_namelen, &connected)) {
+        if (connected < 0)
+            return -1;
+        flags &= ~MSG_FASTOPEN;
+    }
     struct sock *sock = fdtable_companion(fd);
     return sock ? data_sendmsg(sock, fd, message, flags) : real.sendmsg(fd, message, flags);
 }

@@ -42,9 +42,20 @@ static bool may_go_on(int fd, int flags)
     return !error;
 }
 
+/* TCP's word for MSG_FASTOPEN on a connection. */
+static bool opens_again(const struct sock *sock, int flags)
+{
+    if (!(flags & MSG_FASTOPEN) || sock_is_slow(sock, SLOW_CONNECTING))
+        return false;
+    errno = EISCONN;
+    return true;
+}
+
 static ssize_t send_message(struct sock *sock, int fd, const struct msghdr *message, int flags)
 {
     int native = (flags & ~IGNORED_BY_TCP_SEND) | MSG_NOSIGNAL;
+    if (opens_again(sock, flags))
+        return -1;
     if (sock_is_slow(sock, SLOW_CONNECTING)) {
         if (!may_go_on(fd, flags))
             return -1;
@@ -58,7 +69,7 @@ static ssize_t send_message(struct sock *sock, int fd, const struct msghdr *mess
 
 ssize_t data_send(struct sock *sock, int fd, const void *buffer, size_t size, int flags)
 {
-    if (sock_is_slow(sock, SLOW_CONNECTING | SLOW_MOVER)) {
+    if (sock_is_slow(sock, SLOW_CONNECTING | SLOW_MOVER) || flags & MSG_FASTOPEN) {
         struct iovec part = {(void *)buffer, size};
         return send_message(sock, fd, &(struct msghdr){.msg_iov = &part, .msg_iovlen = 1}, flags);
     }

@@ -471,8 +471,9 @@ static int unix_connect(wsp_descriptor descriptor, const struct endpoint *remote
             if (replace_stream(companion) < 0 || real.bind(companion->fd, (struct sockaddr *)&name, length) < 0)
                 return -ENOENT;
         } else {
-            /* ECONNREFUSED would be final to the switch; here it means only that the listener is closing */
-            result = result == -EPERM ? -EPERM : errno == ECONNREFUSED ? -ESTALE : -errno;
+            /* These would be final to the switch; here they mean at most that the listener is closing. */
+            bool final = errno == ECONNREFUSED || errno == ECONNRESET || errno == EHOSTUNREACH;
+            result = result == -EPERM ? -EPERM : final ? -ESTALE : -errno;
         }
     }
     forget_slots(&listener.address);
