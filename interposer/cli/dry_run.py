@@ -1,4 +1,5 @@
-"""What `sanrun --dry-run` prints: the environment, and the rules that apply to the program, in order."""
+"""What `sanrun --dry-run` prints: the environment, the rules that apply to the program, in order, and the machine's
+addresses with the providers that serve them."""
 
 from __future__ import annotations
 
@@ -42,7 +43,20 @@ def report(
         for rule in table.rules[section.first_rule : section.first_rule + section.nrules]:
             lines.append(f"  {rule.file}:{rule.line}: {_rule(rule, table)}")
     lines.append(f"  otherwise: {_providers(providers)}, else {OTHERWISE[otherwise]}; engine {ENGINES[engine]}")
+    lines += ["", "addresses of this machine:", *_addresses()]
     return "\n".join(lines) + "\n"
+
+
+def _addresses() -> list[str]:
+    from interposer.cli.addresses import row
+    from interposer.diag import addresses
+
+    try:
+        table = addresses.table()
+    except addresses.AddressesError as error:
+        return [f"  {error}"]
+    lines = ["  {2} on {0} ({1}): {3}".format(*row(entry)) for entry in table.entries]
+    return lines + [f"  {each.name} cannot be used: {each.problem}" for each in table.providers if each.problem]
 
 
 def _facts(program: Program, command: Sequence[str], environ: Mapping[str, str]) -> Facts:

@@ -14,6 +14,7 @@ from interposer.cli.output import PROBLEM, Failure, complain
 VERBS = {
     "ss": "list the listeners and connections of interposed processes",
     "stats": "count connections by provider, and fall-backs to TCP by reason",
+    "addresses": "list this machine's addresses and the providers that serve them",
     "check": "validate a policy",
 }
 

@@ -1,4 +1,5 @@
-"""The control side of SAN providers. NAMES is the one list of them; the numbers are those of native/table.h."""
+"""The control side of SAN providers: NAMES is the one list of them, with the numbers of native/table.h, and each has a
+module here (subnet.Control). Programs under the switch import this file, so it imports nothing."""
 
 from __future__ import annotations
 

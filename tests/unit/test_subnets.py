@@ -4,9 +4,11 @@ The program runs in a network name space of its own, whose addresses change."""
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -124,6 +126,20 @@ def test_what_providers_are_asked(host: Host) -> None:
     assert not host.serves("127.0.0.1") and not host.serves("fd09::1") and not host.serves("10.9.0.1", SECOND_PROVIDER)
     assert host.calls() == [0, 0, 0, 0]
     assert host.asked() == []
+
+
+def test_as_in_sanctl(host: Host, tmp_path: Path) -> None:
+    """S25, O2: programs and `sanctl addresses` have the same table."""
+    host.sh("ip addr add 10.8.0.1 peer 10.8.0.2/24 dev d0\nip addr add fe80::7/64 dev d1 nodad")
+    host.sh(f"cd {ROOT} && {sys.executable} -m interposer.cli.sanctl addresses --json > {tmp_path}/table")
+    host.serves("10.9.0.1")
+    shown = []
+    for entry in json.loads((tmp_path / "table").read_text())["addresses"]:
+        v6 = ":" in entry["address"]
+        scope = f"%{entry['index']}" if entry["address"].startswith("fe80") else ""
+        address = f"[{entry['address']}{scope}]" if v6 else entry["address"]
+        shown.append(f"{address}:0/{entry['prefix'] + (0 if v6 else 96)}@{entry['index']}")
+    assert len(shown) == 6 and host.asked() == shown
 
 
 def test_by_interface(host: Host) -> None:
