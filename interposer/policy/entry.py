@@ -10,16 +10,14 @@ import sys
 from _interposer import ffi, lib
 
 from interposer.policy.engine import Engine, Facts
-from interposer.policy.table import ACTION_ASK, FUNCTION_NONE, PROVIDERS_MAX, Table
+from interposer.policy.table import Table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
-    from interposer.policy.functions import Functions
-
-SOCK_OPTION = 22
-"""Bytes of a struct sock_option."""
+    from interposer.policy.functions import Answer, Functions
 
 
 class Log:
@@ -115,14 +113,16 @@ def interposer_configure(table: Any, size: int, facts: Any) -> int:
             strings(facts.cgroups),
             facts.user,
         )
+    global decide_by_function
     state.table = new
     state.engine = None
-    state.functions = None
+    state.functions = decide_by_function = None
     if new.functions:
         from interposer.policy.functions import Functions, forget_modules
 
         forget_modules()
         state.functions = Functions(new, state.facts, log)
+        decide_by_function = state.functions.decide
     for folder in new.search_path:
         if folder not in sys.path:
             sys.path.append(folder)
@@ -136,39 +136,16 @@ def interposer_prepare(function: int) -> int:
     return 1
 
 
-@ffi.def_extern()  # type: ignore[untyped-decorator]
-def interposer_decide(request: Any, out: Any) -> int:
-    local, remote = request.local, request.remote
-    local_ip, remote_ip = ffi.buffer(local.ip)[:], ffi.buffer(remote.ip)[:]
-    function = request.function
-    rule = request.rule
-    send_buffer = receive_buffer = remember_ms = 0
-    if function == FUNCTION_NONE:
-        if state.engine is None:
-            state.engine = Engine(state.table, state.facts)
-        action, otherwise, providers, reason, rule, function = state.engine.decide(
-            request.role, request.family, local_ip, local.port, remote_ip, remote.port
-        )
-    elif state.functions is None:
-        return 0
-    else:
-        count = request.noptions
-        options = ffi.buffer(request.options, count * SOCK_OPTION)[:] if count else b""
-        action, otherwise, providers, reason, send_buffer, receive_buffer, remember_ms = state.functions.decide(
-            function, rule, request.role, request.family, local_ip, local.port, remote_ip, remote.port, options
-        )
-    out.action = action
-    out.otherwise = otherwise
-    out.reason = reason
-    out.rule = rule
-    out.function = function if action == ACTION_ASK else FUNCTION_NONE
-    out.send_buffer = send_buffer
-    out.receive_buffer = receive_buffer
-    out.remember_ms = remember_ms
-    for i in range(PROVIDERS_MAX):
-        out.providers[i] = providers[i] if i < len(providers) else 0
-    return 1
+def decide_by_rules(
+    role: int, family: int, local_ip: bytes, local_port: int, remote_ip: bytes, remote_port: int
+) -> tuple[int, int, tuple[int, ...], int, int, int]:
+    if state.engine is None:
+        state.engine = Engine(state.table, state.facts)
+    return state.engine.decide(role, family, local_ip, local_port, remote_ip, remote_port)
 
+
+decide_by_function: Callable[..., Answer] | None = None
+"""Functions.decide of the table of today."""
 
 sys.stdout = sys.stderr = sys.__stdout__ = sys.__stderr__ = Log()  # type: ignore[assignment,misc]
 sys.meta_path.insert(0, SignalGuard())

@@ -203,6 +203,7 @@ class NewRequest(_Frozen):
 
     __slots__ = Request.__slots__
     __setattr__ = object.__setattr__  # type: ignore[assignment]
+    __delattr__ = object.__delattr__
 
     def __init__(
         self,
