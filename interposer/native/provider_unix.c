@@ -265,7 +265,7 @@ static int unix_reach(const struct endpoint *remote, struct endpoint *source)
     if (!error && !live_slots(&listener))
         error = -REASON_NO_COMPANION;
     if (!error && !netinfo_loopback_up())
-        error = -REASON_NO_PROVIDER;   /* TCP would not get through */
+        error = -REASON_NOT_SERVED;    /* TCP would not get through */
     return error;
 }
 
