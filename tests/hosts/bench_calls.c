@@ -1,7 +1,8 @@
 /* Makes each socket call COUNT times on TCP connections of its own, so that somebody outside can count what one costs.
  *   bench_calls instructions COUNT    to be run under callgrind --collect-atstart=no: one dump for each call
  *   bench_calls trace COUNT           to be run under:
- *   bench_calls counter PROGRAM...    counts PROGRAM's system calls within each call: prints CALL NUMBER TIMES */
+ *   bench_calls counter PROGRAM...    counts PROGRAM's system calls within each call: prints CALL NUMBER TIMES
+ * The first two say whether the switch is there: "interposed 0" or "interposed 1". */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -373,8 +374,22 @@ static void mark(long number)
 #endif
 }
 
+static bool interposed(void)
+{
+    char line[4096];
+    bool found = false;
+    FILE *maps = fopen("/proc/self/maps", "r");
+    need(maps, "/proc/self/maps");
+    while (fgets(line, sizeof line, maps))
+        found |= strstr(line, "/libinterposer.so") != NULL;
+    fclose(maps);
+    return found;
+}
+
 static int run(bool counted_outside, int count)
 {
+    printf("interposed %d\n", interposed());
+    fflush(stdout);
     arrange();
     for (size_t i = 0; i < OPERATIONS; i++) {
         const struct operation *each = &operations[i];
