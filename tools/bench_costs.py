@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import bench_machine as machine
-import programs
 from bench_report import Samples
 from bench_run import SAN, TCP_SIDE, Bench, ask, memory_of, shared
 from programs import SANRUN, WAIT, Failed, Policy, Program
@@ -30,7 +29,7 @@ FUNCTION = """\
 def decide(request):
     return ["unix"] if request.role == "connect" else "tcp"
 """
-ASKING = SAN + '\n[[rule]]\nrole = "connect"\nuse = "python:site_policy:decide"\n'
+ASKING = SAN + '\n[[rule]]\nrole = "connect"\nremote = "127.0.0.0/8"\nuse = "python:site_policy:decide"\n'
 
 DATA_CALLS = ("read", "readv", "recv", "recvfrom", "recvmsg", "write", "writev", "send", "sendto", "sendmsg")
 OTHER_CALLS = (
@@ -130,21 +129,20 @@ def measure_system_calls(bench: Bench, call: str) -> Samples:
 # ---- deciding
 
 
-def deciding(bench: Bench, policy: Policy) -> Program:
-    environment = bench.environment_under(policy)
-    words = (
-        "env",
-        f"INTERPOSER_TABLE={environment['INTERPOSER_TABLE']}",
-        *machine.on_cpu(min(os.sched_getaffinity(0))),
-    )
-    with bench.behind(*words):
+def deciding(bench: Bench, policy: Policy, words: tuple[str, ...]) -> Program:
+    table = bench.environment_under(policy)["INTERPOSER_TABLE"]
+    with bench.behind("env", f"INTERPOSER_TABLE={table}", *words):
         return bench.apps.start([str(machine.host("bench_decide", library=True))], None, pipes=True)
+
+
+def one_cpu() -> tuple[str, ...]:
+    return machine.on_cpu(min(os.sched_getaffinity(0)))
 
 
 def measure_decision(bench: Bench, name: str, rules: str, address: str, port: int) -> Samples:
     policy = bench.apps.policy(name, SAN + rules)
     count = 20_000 if bench.quick else 500_000
-    program = deciding(bench, policy)
+    program = deciding(bench, policy, one_cpu())
     expected = [str(ACTION_TCP), "999"] if rules else [str(ACTION_SAN), "-1"]
     ask(program, f"decide {address} {port} {count // 10}")
 
@@ -166,19 +164,15 @@ class Engine:
     upcall_us: list[float]
 
 
-@shared
-def start_engines(bench: Bench) -> Engine:
+def start_engines(bench: Bench, words: tuple[str, ...]) -> Engine:
     policy = bench.apps.policy("asking", ASKING, FUNCTION)
     starts: list[float] = []
     memory: list[float] = []
     upcalls: list[float] = []
     for turn in range(bench.pairs):
         bench.progress.say(f"{bench.row}: {turn + 1} of {bench.pairs}", detail=True)
-        program = deciding(bench, policy)
-        programs.wait_for(
-            lambda program=program: "bench_decide" in os.readlink(f"/proc/{program.pid}/exe"),  # type: ignore
-            f"{program} has started",
-        )
+        program = deciding(bench, policy, words)
+        ask(program, "decide 10.0.0.1 80 1")  # no function is asked about that
         before = memory_of(program.pid, "Rss")
         for count, figures in ((1, starts), (2_000 if bench.quick else 10_000, upcalls)):
             figure, *decision = ask(program, f"ask {count}")
@@ -191,16 +185,22 @@ def start_engines(bench: Bench) -> Engine:
     return Engine([us / 1000 for us in starts], memory, upcalls)
 
 
-def measure_upcall(bench: Bench) -> Samples:
-    return Samples(start_engines(bench).upcall_us)
+@shared
+def engines(bench: Bench) -> Engine:
+    return start_engines(bench, ())
+
+
+def measure_upcall(bench: Bench, cpus: int) -> Samples:
+    """The function runs in a thread of its own, so it matters whether there is a CPU for it."""
+    return Samples((engines(bench) if cpus == 2 else start_engines(bench, one_cpu())).upcall_us)
 
 
 def measure_engine_start(bench: Bench) -> Samples:
-    return Samples(start_engines(bench).start_ms)
+    return Samples(engines(bench).start_ms)
 
 
 def measure_engine_memory(bench: Bench) -> Samples:
-    return Samples(start_engines(bench).memory_kib)
+    return Samples(engines(bench).memory_kib)
 
 
 # ---- starting

@@ -64,7 +64,10 @@ def deciding() -> Iterator[tuple[Row, Measure]]:
     ):
         yield (Row(name, f"flow table decision, {what}", "ns", None, bar, "san", "lower"),
                partial(costs.measure_decision, name=name, rules=rules, address=address, port=port))
-    yield (Row("upcall", "decision that asks a user's function", "us", None, 3.0, "san", "lower"), costs.measure_upcall)
+    yield (Row("upcall", "decision that asks a user's function", "us", None, 3.0, "san", "lower"),
+           partial(costs.measure_upcall, cpus=2))
+    yield (Row("upcall-1cpu", "decision that asks a user's function; one CPU", "us", None, None, "san", "lower"),
+           partial(costs.measure_upcall, cpus=1))
 
 
 def crowds() -> Iterator[tuple[Row, Measure]]:
