@@ -38,13 +38,16 @@
 #define FUNCTION_STACK (8u << 20)      /* what CPython's own recursion limits are made for */
 #define START_MS 5000
 #define ADMIN_MS 1000
-#define UPCALL_MS 200
+#define UPCALL_MS 100
 #define FORK_MS 50
 #define IMPORT_MS 1000
 #define HELPER_SLACK_MS 250
 #define IDLE_MS 1000
+#define INTERRUPT_STACK (256u << 10)
 #define TIMEOUTS_ALLOWED 3
+#ifndef SPIN_NS
 #define SPIN_NS 100000u
+#endif
 #define TASKS 16
 #define PREPARED 256
 
@@ -81,6 +84,8 @@ static bool thread_stays;              /* under admin */
 static _Atomic bool thread_asleep;     /* waits on `work` */
 static _Atomic uint32_t work;          /* futex: counts queued tasks */
 static _Atomic uint32_t tickets, timeouts;
+static _Atomic bool import_late;       /* a module's import has used up its time once */
+static _Atomic bool interrupting;      /* a thread is about to interrupt a function; begins under admin */
 static struct task tasks[TASKS];
 static _Atomic uint64_t prepared[PREPARED / 64];
 
@@ -163,9 +168,14 @@ static void relax(void)
 #endif
 }
 
-static void count_cpus(void)
+/* Whoever may change the allowed CPUs does so seldom. */
+static void count_cpus(uint64_t now)
 {
+    static uint64_t counted;           /* the function thread's, or under admin while there is none */
     cpu_set_t allowed;
+    if (counted && now - counted < 1000000000u)
+        return;
+    counted = now;
     atomic_store(&alone, sched_getaffinity(0, sizeof allowed, &allowed) == 0 && CPU_COUNT(&allowed) < 2);
 }
 
@@ -595,7 +605,7 @@ static void *function_main(void *unused)
             if (spin(&work, seen, true, &thread_budget))
                 continue;
         }
-        count_cpus();
+        count_cpus(idle_since);
         struct timespec deadline = after_ms(IDLE_MS);
         atomic_store(&thread_asleep, true);
         futex_wait(&work, seen, &deadline);
@@ -617,7 +627,7 @@ static uint16_t start_function_thread(void)
     if (!lock(&admin, ADMIN_MS, &mask))
         return REASON_ENGINE_BUSY;
     if (!atomic_load(&thread_alive)) {
-        count_cpus();
+        count_cpus(now_ns());
         if (start_thread(&thread, FUNCTION_STACK, function_main, NULL)) {
             reason = REASON_ENGINE_FAILED;
         } else {
@@ -629,20 +639,47 @@ static uint16_t start_function_thread(void)
     return reason;
 }
 
+static void *interrupt_main(void *unused)
+{
+    (void)unused;
+    switch_guard = 1;
+    module->interrupt(overdue);
+    atomic_store(&interrupting, false);
+    return NULL;
+}
+
+/* A function that loops would go on for the life of the program. It is interrupted by a thread made for that, because
+ * this takes the GIL, which nobody can promise to get in time. */
+static void interrupt_function(void)
+{
+    sigset_t mask;
+    pthread_t thread;
+    if (!lock(&admin, 0, &mask))
+        return;
+    if (!atomic_exchange(&interrupting, true)) {
+        if (start_thread(&thread, INTERRUPT_STACK, interrupt_main, NULL))
+            atomic_store(&interrupting, false);
+        else
+            pthread_detach(thread);
+    }
+    unlock(&admin, &mask);
+}
+
 /* Gives up on a task. False if it was done in the last moment. */
 static bool abandon(struct task *task)
 {
     uint32_t expected = TASK_QUEUED;
     bool slow = overdue();
     if (atomic_compare_exchange_strong(&task->state, &expected, TASK_FREE)) {
-        if (slow)
-            atomic_fetch_add(&timeouts, 1);
-        return true;
+        if (!slow)
+            return true;
+    } else {
+        expected = TASK_RUNNING;
+        if (!atomic_compare_exchange_strong(&task->state, &expected, TASK_ABANDONED))
+            return false;
     }
-    expected = TASK_RUNNING;
-    if (!atomic_compare_exchange_strong(&task->state, &expected, TASK_ABANDONED))
-        return false;
     atomic_fetch_add(&timeouts, 1);
+    interrupt_function();
     return true;
 }
 
@@ -748,7 +785,10 @@ static uint16_t ask_function(const void *table, const struct decision_request *r
     uint64_t bit = 1ull << request->function % 64;
     _Atomic uint64_t *word = request->function < PREPARED ? &prepared[request->function / 64] : NULL;
     if (!word || !(atomic_load(word) & bit)) {
-        reason = on_function_thread(true, table, request, IMPORT_MS, out);
+        uint32_t ms = atomic_load(&import_late) ? function->timeout_ms : IMPORT_MS;
+        reason = on_function_thread(true, table, request, ms, out);
+        if (reason == REASON_FUNCTION_TIMEOUT)
+            atomic_store(&import_late, true);
         if (reason)
             return reason;
         if (word)
@@ -898,7 +938,7 @@ void engine_before_fork(void)
     if (!function_thread && !pthread_mutex_clocklock(&admin, CLOCK_MONOTONIC, &deadline)) {
         fork_mode = FORK_LOCKED;
         deadline = after_ms(overdue() ? 0 : FORK_MS);
-        if (atomic_load(&state) == READY && !pthread_mutex_clocklock(&upcall, CLOCK_MONOTONIC, &deadline)) {
+        if (atomic_load(&state) == READY && !atomic_load(&interrupting) && !pthread_mutex_clocklock(&upcall, CLOCK_MONOTONIC, &deadline)) {
             fork_mode = FORK_PYTHON;
             switch_guard++;
             module->before_fork();
@@ -944,6 +984,7 @@ void engine_after_fork_child(void)
     atomic_store(&thread_alive, false);
     atomic_store(&thread_asleep, false);
     atomic_store(&asker_until, 0);
+    atomic_store(&interrupting, false);
     for (size_t i = 0; i < TASKS; i++)
         atomic_store(&tasks[i].state, TASK_FREE);
     helper_after_fork_child();

@@ -1,11 +1,11 @@
 /* What engine.c and the embedding module (interposer/policy/build_engine.py) know of each other. The module is compiled
  * against Python.h and exports one object of this type, "engine_module"; engine.c knows no Python. Every call but start
- * takes and gives back the GIL by itself; none may run in two threads at once. */
+ * takes and gives back the GIL by itself; but for interrupt none may run in two threads at once. */
 #ifndef INTERPOSER_ENGINE_MODULE_H
 #define INTERPOSER_ENGINE_MODULE_H
 #include "engine.h"
 
-#define ENGINE_MODULE_VERSION 1
+#define ENGINE_MODULE_VERSION 2
 
 struct engine_setup {
     const char *home;                    /* the prefix that holds lib/python3.X */
@@ -26,6 +26,8 @@ struct engine_module {
     /* Around the life of a thread that calls often: keeps its Python thread state. */
     void *(*thread_begin)(void);
     void (*thread_end)(void *state);
+    /* Raises an exception in what that thread runs, if it is still `due`. Waits for the GIL for as long as it takes. */
+    void (*interrupt)(bool (*due)(void));
     void (*before_fork)(void);
     void (*after_fork_parent)(void);
     void (*after_fork_child)(void);

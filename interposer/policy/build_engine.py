@@ -238,9 +238,34 @@ static int configure(const void *table, uint32_t size, const struct process_fact
     return result;
 }
 
+/* The thread that thread_begin was called on, and whether it has an exception coming that may be too late. */
+static unsigned long function_thread;
+static bool interrupted;
+
+static void interrupt(bool (*due)(void))
+{
+    static PyObject *exception;
+    PyGILState_STATE gil = PyGILState_Ensure();
+    if (!exception)
+        exception = PyErr_NewException("interposer.FunctionTimeout", PyExc_BaseException, NULL);
+    if (exception && function_thread && due())
+        interrupted = PyThreadState_SetAsyncExc(function_thread, exception) > 0;
+    PyErr_Clear();
+    PyGILState_Release(gil);
+}
+
+static void forget_interrupt(void)
+{
+    if (interrupted && PyThread_get_thread_ident() == function_thread) {
+        PyThreadState_SetAsyncExc(function_thread, NULL);
+        interrupted = false;
+    }
+}
+
 static int prepare(uint32_t function)
 {
     PyGILState_STATE gil = PyGILState_Ensure();
+    forget_interrupt();
     int result = interposer_prepare(function);
     PyGILState_Release(gil);
     return result;
@@ -311,6 +336,7 @@ static PyObject *question(const struct decision_request *request)
 static int decide(const struct decision_request *request, struct verdict *out)
 {
     PyGILState_STATE gil = PyGILState_Ensure();
+    forget_interrupt();
     PyObject *answer = question(request);
     int result = answer ? take_answer(answer, request, out) : -1;
     Py_XDECREF(answer);
@@ -323,12 +349,14 @@ static int decide(const struct decision_request *request, struct verdict *out)
 static void *thread_begin(void)
 {
     PyGILState_Ensure();
+    function_thread = PyThread_get_thread_ident();
     return PyEval_SaveThread();
 }
 
 static void thread_end(void *state)
 {
     PyEval_RestoreThread(state);
+    function_thread = 0;
     PyGILState_Release(PyGILState_UNLOCKED);
 }
 
@@ -349,6 +377,8 @@ static void after_fork_parent(void)
 static void after_fork_child(void)
 {
     PyOS_AfterFork_Child();
+    function_thread = 0;
+    interrupted = false;
     /* An interpreter must never lose its last thread state, and this thread's own goes with the next line. */
     PyThreadState_New(PyInterpreterState_Get());
     PyGILState_Release(fork_gil);
@@ -356,7 +386,7 @@ static void after_fork_child(void)
 
 __attribute__((visibility("default"))) const struct engine_module engine_module = {
     ENGINE_MODULE_VERSION, start, configure, prepare, decide, thread_begin, thread_end,
-    before_fork, after_fork_parent, after_fork_child,
+    interrupt, before_fork, after_fork_parent, after_fork_child,
 };
 """
 

@@ -32,12 +32,12 @@ def test_start_is_cheap_and_leaves_no_thread(tmp_path):
     starts, sizes = [], []
     for _ in range(7):
         (facts,) = support.fields(run(table, REACTIVE, "cost"), "start_ms")
-        starts.append(float(facts["start_ms"]))
+        starts.append(float(facts["cpu_ms"]))
         sizes.append(int(facts["rss_kib"]))
         assert facts["threads"] == "1"
-    print(f"engine start: {min(starts):.1f} ms best of 7, {statistics.median(sizes)} KiB RSS")
-    # The machine may be busy; the figures for the note come from tools/bench.
-    assert min(starts) < 40
+    print(f"engine start: {min(starts):.1f} ms of CPU best of 7, {statistics.median(sizes)} KiB RSS")
+    # Of CPU, because the machine may be busy; it takes at most the double there.
+    assert min(starts) < 25
     assert statistics.median(sizes) < 10 * 1024
 
 
