@@ -9,6 +9,7 @@
  *   generations THREADS MS     threads decide under tables that count themselves, see there */
 #define _GNU_SOURCE
 #include "flows.h"
+#include "reasons.h"
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -47,7 +48,8 @@ int __wrap_clock_gettime(clockid_t clock, struct timespec *now)
 static struct verdict counted(unsigned number)
 {
     if (number % 2 == 0)
-        return (struct verdict){.action = ACTION_TCP, .otherwise = OTHERWISE_TCP, .reason = 1};
+        return (struct verdict){.action = ACTION_TCP, .otherwise = OTHERWISE_TCP,
+                                .reason = REASON_POLICY_TCP};
     return (struct verdict){.action = ACTION_SAN, .otherwise = OTHERWISE_ERROR, .providers = {1}};
 }
 
@@ -126,7 +128,7 @@ static void *generation_thread(void *argument)
         remote.port = (uint16_t)(i % 100 + 1);
         flows_decide(ROLE_CONNECT, AF_INET, &local, &remote, NULL, 0, &verdict);
         decisions++;
-        if (verdict.reason == 46 && verdict.action == ACTION_TCP)
+        if (verdict.reason == REASON_ENGINE_BUSY && verdict.action == ACTION_TCP)
             continue;                  /* the engine was too busy: no table said that */
         unsigned number = verdict.rule - (remote.port > 50);
         struct verdict wanted = counted(number);

@@ -1,287 +1,29 @@
-"""The decision in C (native/flows.c and its parts) and in Python (policy/engine.py), on the same tables."""
+"""The decision in C: native/flows.c and its parts, in a process that does nothing else."""
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import random
-import struct
-import subprocess
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from build_c import HOSTS, NATIVE, compile_c
+from flows_driver import BAD, NO_TABLE, ZERO, Host, build, put, running, table_of, with_checksum
 
-from interposer.config.compile import compile_policy
 from interposer.config.model import ALL_PORTS, Function, Pattern, Place, Policy, Predicate, Rule, Section
 from interposer.policy import reasons, table
-from interposer.policy.engine import Engine, Facts, Table
-
-SOURCES = ("flows.c", "policy_table.c", "rule_index.c", "predicates.c", "endpoint.c", "real.c")
-ZERO = bytes(16)
+from interposer.policy.engine import Table
 
 
 def v4(text: str) -> bytes:
     return table.V4_PREFIX + bytes(int(part) for part in text.split("."))
 
 
-def v6(text: str) -> bytes:
-    return ipaddress.IPv6Address(text).packed
-
-
-class Host:
-    """A running flows_host."""
-
-    def __init__(self, program: Path) -> None:
-        self.process = subprocess.Popen(
-            [str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8", errors="surrogateescape"
-        )
-
-    def tell(self, *commands: str) -> list[str]:
-        assert self.process.stdin and self.process.stdout
-        answers = []
-        # In portions that fit the pipes, so that neither side waits for the other.
-        for start in range(0, len(commands), 50):
-            portion = commands[start : start + 50]
-            self.process.stdin.write("".join(command + "\n" for command in portion))
-            self.process.stdin.flush()
-            for command in portion:
-                line = self.process.stdout.readline()
-                assert line, f"the host died at {command!r}: {self.process.wait(timeout=10)}"
-                answers.append(line.rstrip("\n"))
-        return answers
-
-    def ask(self, command: str) -> str:
-        return self.tell(command)[0]
-
-    def close(self) -> None:
-        assert self.process.stdin
-        self.process.stdin.close()
-        assert self.process.wait(timeout=10) == 0
-
-
-@pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("flows") / "flows_host"
-    return compile_c(output, HOSTS / "flows_host.c", *(NATIVE / name for name in SOURCES))
-
-
 @pytest.fixture
-def host(program: Path) -> Iterator[Host]:
-    running = Host(program)
-    try:
-        yield running
-        running.close()
-    finally:
-        running.process.kill()
-        running.process.wait(timeout=10)
-
-
-def table_of(policy: Policy, **options: object) -> bytes:
-    launcher = {
-        "libpython": "/usr/lib/libpython3.11.so.1.0",
-        "python_home": "/usr",
-        "search_path": ["/usr/lib/python3.11"],
-        "engine_module": "/opt/engine.so",
-        "helper": "",
-        "key": "key",
-    }
-    return compile_policy(policy, **{**launcher, **options})  # type: ignore[arg-type]
-
-
-def facts_command(facts: Facts) -> str:
-    def text(value: bytes) -> str:
-        return value.hex() or "-"
-
-    def many(values: tuple[bytes, ...]) -> str:
-        return text(b"".join(value + b"\0" for value in values))
-
-    return (
-        f"facts {facts.user} {text(facts.exe)} {text(facts.name)} {many(facts.arguments)} "
-        f"{many(facts.environment)} {many(facts.cgroups)}"
-    )
-
-
-def put(path: Path, data: bytes) -> Path:
-    """As the launcher does: a temporary name, then a rename."""
-    fresh = path.with_suffix(".new")
-    fresh.write_bytes(data)
-    fresh.chmod(0o644)
-    os.replace(fresh, path)
-    return path
-
-
-# Small pools, so that random rules and requests meet.
-ADDRESSES = [
-    v4("0.0.0.0"), v4("127.0.0.1"), v4("127.0.0.2"), v4("10.0.0.1"), v4("10.1.2.3"), v4("255.255.255.255"),
-    v6("::"), v6("::1"), v6("fd00::1"), v6("fd00:0:0:1::1"), v6("::fffe:7f00:1"), v6("::ffff:0:0"), b"\xff" * 16,
-]  # fmt: skip
-PREFIXES = [0, 1, 8, 63, 64, 65, 80, 95, 96, 97, 104, 120, 127, 128]
-PORTS = [0, 1, 79, 80, 81, 443, 6379, 8000, 8080, 65534, 65535]
-WORDS = [b"redis-server", b"nginx", b"a", b"ab", b"b", b"aab", b"", b"x/y"]
-GLOBS = ["*", "?", "a*", "*b", "a?b", "*a*b*", "redis-*", "nginx", "??", "**", "x/*", "*/y", "/usr/*/nginx", "é*"]
-
-
-def random_pattern(random_: random.Random) -> Pattern:
-    families = random_.choice([1, 2, 3, 3])
-    prefix = random_.choice(PREFIXES)
-    mask = table.prefix_mask(prefix)
-    address = (int.from_bytes(random_.choice(ADDRESSES), "big") & mask).to_bytes(16, "big")
-    first, last = sorted([random_.choice(PORTS), random_.choice(PORTS)])
-    ports = random_.choice([ALL_PORTS, (first, first), (first, last)])
-    return Pattern(families, address, prefix, ports, "")
-
-
-def random_rule(random_: random.Random, line: int) -> Rule:
-    place = Place(random_.choice(["/etc/a.toml", "/etc/b.toml"]), line)
-    action = random_.choice([table.ACTION_TCP, table.ACTION_SAN, table.ACTION_SAN, table.ACTION_ASK])
-    function = None
-    if action == table.ACTION_ASK:
-        function = Function("m", random_.choice(["f", "g"]), random_.choice([100, 200]), "/etc/m.py", place)
-    return Rule(
-        place=place,
-        role=random_.randint(1, 3),
-        local=tuple(random_pattern(random_) for _ in range(random_.choice([0, 0, 1, 2]))),
-        remote=tuple(random_pattern(random_) for _ in range(random_.choice([0, 0, 1, 2]))),
-        action=action,
-        otherwise=random_.choice([0, 0, 1, 2]),
-        providers=random_.choice([(), ("unix",)]) if action == table.ACTION_SAN else (),
-        function=function,
-    )
-
-
-def random_glob(random_: random.Random, subject: bytes) -> str:
-    """Mostly one that has something to do with the subject."""
-    text = subject.decode()
-    first, last = sorted((random_.randint(0, len(text)), random_.randint(0, len(text))))
-    near = [
-        text,
-        text[:first] + "*" + text[last:],
-        text[:first] + "?" + text[first + 1 :],
-        text.rpartition("/")[2] + "*",
-    ]
-    return random_.choice([*near, random_.choice(GLOBS)]) or "*"
-
-
-def random_predicate(random_: random.Random, facts: Facts) -> Predicate:
-    kind = random_.randint(1, 6)
-    text, number = "", 0
-    if kind == table.PREDICATE_EXE:
-        text = random_glob(random_, random_.choice([facts.exe, facts.exe.rpartition(b"/")[2]]))
-    elif kind == table.PREDICATE_NAME:
-        text = random_glob(random_, facts.name)
-    elif kind == table.PREDICATE_ARG:
-        text = random_glob(random_, random_.choice([*facts.arguments, b"x"]))
-    elif kind == table.PREDICATE_USER:
-        number = random_.choice([facts.user, 1000])
-    elif kind == table.PREDICATE_CGROUP:
-        text = random_glob(random_, random_.choice([*facts.cgroups, b"x"]))
-    else:
-        name, _, value = random_.choice([*facts.environment, b"A=b"]).decode().partition("=")
-        text = name + random_.choice(["", "=", "=" + random_glob(random_, value.encode())])
-    return Predicate(kind, text, number, Place("/etc/a.toml", 1))
-
-
-def random_policy(random_: random.Random, facts: Facts) -> Policy:
-    size = random_.choice([0, 1, 3, 8, 8, 30, 200])
-    sections = tuple(
-        Section(
-            place=Place("/etc/a.toml", line),
-            predicates=tuple(random_predicate(random_, facts) for _ in range(random_.choice([0, 1, 1, 2]))),
-            rules=tuple(random_rule(random_, line + n) for n in range(random_.randint(0, size))),
-            engine=random_.choice([0, 0, 0, 1, 1, 4, 5]),
-            otherwise=random_.choice([0, 1, 2]),
-            providers=random_.choice([(), (), ("unix",)]),
-        )
-        for line in range(random_.randint(0, 4))
-    )
-    return Policy(
-        place=Place("/etc/a.toml", 3),
-        sections=sections,
-        rules=tuple(random_rule(random_, 1000 + n) for n in range(random_.randint(0, size))),
-        otherwise=random_.choice([1, 2]),
-        engine=random_.choice([1, 1, 1, 1, 2, 3, 4, 5]),
-    )
-
-
-def random_facts(random_: random.Random) -> Facts:
-    def some(values: list[bytes]) -> tuple[bytes, ...]:
-        # An empty string ends a list.
-        return tuple(value for value in random_.choices(values, k=random_.randint(0, 3)) if value)
-
-    return Facts(
-        exe=random_.choice([b"/usr/bin/", b"/usr/sbin/", b"", b"/"]) + random_.choice(WORDS),
-        name=random_.choice(WORDS),
-        arguments=some(WORDS),
-        environment=some([b"A=a", b"A=", b"B=ab", b"PATH=x/y", b"PATHS=a", b"A", b"B=redis-server"]),
-        cgroups=some([b"/", b"/user.slice", b"x/y", b"a"]),
-        user=random_.choice([0, 1000, 1001]),
-    )
-
-
-def random_request(random_: random.Random) -> tuple[int, int, bytes, int, bytes, int]:
-    def address() -> bytes:
-        base = random_.choice(ADDRESSES)
-        if random_.random() < 0.3:
-            base = (int.from_bytes(base, "big") ^ 1 << random_.randint(0, 127)).to_bytes(16, "big")
-        return base
-
-    role = random_.choice([table.ROLE_LISTEN, table.ROLE_CONNECT])
-    local = (address(), random_.choice(PORTS)) if random_.random() < 0.7 else (ZERO, 0)
-    remote = (address(), random_.choice(PORTS)) if role == table.ROLE_CONNECT else (ZERO, 0)
-    return role, random_.choice([2, 10]), *local, *remote
-
-
-def in_python(engine: Engine, request: tuple[int, int, bytes, int, bytes, int]) -> str:
-    """What flows_host prints for the request, foretold from the Python engine."""
-    if engine.engine == table.ENGINE_REACTIVE:
-        # The stub's answer; what matters is that the whole decision was asked for.
-        asked = f"asked {request[0]} {table.FUNCTION_NONE} {table.RULE_DEFAULT}"
-        return f"1 {engine.otherwise} 0,0,0,0 26 {table.RULE_DEFAULT} {table.FUNCTION_NONE} {asked}"
-    action, otherwise, providers, reason, rule, function = engine.decide(*request)
-    asked = ""
-    if action == table.ACTION_ASK:
-        asked = f" asked {request[0]} {function} {rule}"
-        action, reason, function = table.ACTION_TCP, reasons.STARTING, table.FUNCTION_NONE
-    numbers = ",".join(str(number) for number in (*providers, 0, 0, 0, 0)[:4])
-    return f"{action} {otherwise} {numbers} {reason} {rule} {function}{asked}"
-
-
-def compare(host: Host, path: Path, seed: int, policies: int, requests: int) -> None:
-    random_ = random.Random(seed)
-    for number in range(policies):
-        facts = random_facts(random_)
-        policy = random_policy(random_, facts)
-        override = random_.choice([None, None, None, ("unix",), ("tcp",)])
-        data = table_of(policy, providers_override=override, require=random_.random() < 0.2)
-        put(path, data)
-        assert host.tell(facts_command(facts), f"load {path}") == ["ok", "0"]
-        engine = Engine(Table(data), facts)
-        assert host.ask("state").split()[1] == str(engine.engine)
-        cases = [random_request(random_) for _ in range(requests)]
-        answers = host.tell(
-            *(f"decide {role} {family} {a.hex()} {p} {b.hex()} {q}" for role, family, a, p, b, q in cases)
-        )
-        for case, answer in zip(cases, answers, strict=True):
-            assert answer == in_python(engine, case), f"seed {seed}, policy {number}: {case}"
-
-
-def test_c_and_python_agree(host: Host, tmp_path: Path) -> None:
-    """P2, P3: Compiled table and Python engine give the same verdict, process predicates included."""
-    seed = random.SystemRandom().randrange(1 << 32)
-    print(f"seed {seed}")
-    compare(host, tmp_path / "table", seed, policies=300, requests=25)
-
-
-@pytest.mark.long
-def test_c_and_python_agree_100_000_times(host: Host, tmp_path: Path) -> None:
-    """P2: As above, on 100,000 requests."""
-    seed = random.SystemRandom().randrange(1 << 32)
-    print(f"seed {seed}")
-    compare(host, tmp_path / "table", seed, policies=1000, requests=100)
+def host() -> Iterator[Host]:
+    with running(build()) as made:
+        yield made
 
 
 def rule(line: int, **fields: object) -> Rule:
@@ -303,9 +45,7 @@ def asking(line: int) -> Rule:
 
 
 DECIDE = f"decide 2 2 {ZERO.hex()} 0 {v4('127.0.0.1').hex()} 80"
-NO_TABLE = f"1 1 0,0,0,0 {reasons.BAD_TABLE} {table.RULE_DEFAULT} {table.FUNCTION_NONE}"
 BY_DEFAULT = f"2 1 1,0,0,0 0 {table.RULE_DEFAULT} {table.FUNCTION_NONE}"
-BAD = f"-{reasons.BAD_TABLE}"
 
 
 def test_without_a_table_everything_is_tcp(host: Host) -> None:
@@ -338,10 +78,6 @@ def test_table_with_wrong_frame_is_refused(host: Host, tmp_path: Path) -> None:
         assert bad != good
         assert host.ask(f"load {put(tmp_path / 'table', bad)}") == BAD, change
     assert host.ask(f"load {put(tmp_path / 'table', good + bytes(4))}") == BAD
-
-
-def with_checksum(data: bytes) -> bytes:
-    return data[:16] + struct.pack("=I", zlib.crc32(data[table.HEADER.size :])) + data[20:]
 
 
 def test_every_field_of_a_table_is_checked(host: Host, tmp_path: Path) -> None:
