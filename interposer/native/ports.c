@@ -132,10 +132,12 @@ static bool bind_by_kernel(const struct sock *sock, int fd, struct range half, s
     if (narrowed)
         real.setsockopt(fd, IPPROTO_IP, IP_LOCAL_PORT_RANGE, &range, sizeof range);
     bool bound = bind_to(sock, fd, local);
+    int error = errno;
     if (narrowed)
         real.setsockopt(fd, IPPROTO_IP, IP_LOCAL_PORT_RANGE, &whole, sizeof whole);
     if (late)
         real.setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
+    errno = error;
     return bound && local_of(fd, local) && local->port;
 }
 
@@ -162,7 +164,10 @@ int ports_bind(struct sock *sock, int fd, const struct endpoint *source, struct 
         if (!bound && errno != EADDRINUSE)
             break;
     }
-    if (!bound && !bind_by_kernel(sock, fd, half, local)) {   /* it has looked at every port, which takes milliseconds */
+    if (!bound && !bind_by_kernel(sock, fd, half, local)) {
+        if (errno == EADDRNOTAVAIL)    /* it has just gone, and says nothing about ports */
+            return -REASON_OTHER_MACHINE;
+        /* The kernel has looked at every port, which takes it milliseconds. */
         atomic_store_explicit(&no_port_until, netinfo_now() + NO_PORT_PAUSE_MS, memory_order_relaxed);
         return -REASON_NO_PORT;
     }
