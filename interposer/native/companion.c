@@ -186,6 +186,13 @@ static int fitness(const struct sock *sock)
     return 0;
 }
 
+static void close_companions(struct sock *sock)
+{
+    for (int i = 0; i < sock->ncompanions; i++)
+        sock->companions[i].provider->wsp_close_socket(sock->companions[i].descriptor);
+    sock->ncompanions = 0;
+}
+
 /* The first companion of a socket that has none yet, as far as wsp_setsockopt. 0, or minus a reason number. */
 static int prepare(struct sock *sock, int fd, const struct san_provider *provider)
 {
@@ -304,6 +311,7 @@ int companion_connect(struct sock *sock, int fd, const struct endpoint *remote, 
     if (sock->family == AF_INET6 && endpoint_is_v4(remote) && v6only && v6only->value[0])
         return -REASON_ADDRESS;        /* the kernel's error */
     sock->remote = *remote;
+    close_companions(sock);            /* of a listener that was shut down before */
     return go_on(sock, fd, verdict, 0, -REASON_NO_PROVIDER);
 }
 
@@ -317,13 +325,6 @@ void companion_abandon(struct sock *sock)
     struct companion *companion = &sock->companions[0];
     atomic_store(&sock->completion, COMPLETION_NONE);
     companion->provider->wsp_close_socket(companion->descriptor);
-}
-
-static void close_companions(struct sock *sock)
-{
-    for (int i = 0; i < sock->ncompanions; i++)
-        sock->companions[i].provider->wsp_close_socket(sock->companions[i].descriptor);
-    sock->ncompanions = 0;
 }
 
 /* One byte for each listener, shared with all forked processes: has any of them waited or accepted on it? */
