@@ -60,17 +60,22 @@ int hook_accept4(int fd, struct sockaddr *address, socklen_t *length, int flags)
 
 int hook_getsockname(int fd, struct sockaddr *address, socklen_t *length)
 {
-    return lifecycle_active ? switch_getsockname(fd, address, length) : real.getsockname(fd, address, length);
+    struct sock *sock = fdtable_peek(fd);
+    return lifecycle_active && !(sock && sock_phase(sock) == SOCK_TCP) ? switch_getsockname(fd, address, length)
+                                                                       : real.getsockname(fd, address, length);
 }
 
 int hook_getpeername(int fd, struct sockaddr *address, socklen_t *length)
 {
-    return lifecycle_active ? switch_getpeername(fd, address, length) : real.getpeername(fd, address, length);
+    struct sock *sock = fdtable_peek(fd);
+    return lifecycle_active && !(sock && sock_phase(sock) == SOCK_TCP) ? switch_getpeername(fd, address, length)
+                                                                       : real.getpeername(fd, address, length);
 }
 
 int hook_shutdown(int fd, int how)
 {
-    return fdtable_peek(fd) ? switch_shutdown(fd, how) : real.shutdown(fd, how);
+    struct sock *sock = fdtable_peek(fd);
+    return sock && sock_phase(sock) != SOCK_TCP ? switch_shutdown(fd, how) : real.shutdown(fd, how);
 }
 
 int hook_close(int fd)
@@ -178,10 +183,11 @@ int hook_ioctl(int fd, unsigned long request, void *argument)
 int hook_setsockopt(int fd, int level, int name, const void *value, socklen_t length)
 {
     struct sock *sock = fdtable_peek(fd);
-    if (fdtable_companion(fd))
+    enum sock_phase phase = sock ? sock_phase(sock) : SOCK_TCP;
+    if (phase == SOCK_CONNECTED || phase == SOCK_CONNECTING)
         return options_set(sock, fd, level, name, value, length);
     int result = real.setsockopt(fd, level, name, value, length);
-    if (sock && result == 0 && sock_phase(sock) != SOCK_HIDDEN) {
+    if (result == 0 && phase != SOCK_TCP && phase != SOCK_HIDDEN) {
         options_record(sock, level, name, value, length);
         companion_option(sock, level, name, value, length);
         if (sock->unfit)               /* a listener with companions has to give them up */
@@ -311,17 +317,17 @@ int hook_sendmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags)
 
 int hook_poll(struct pollfd *fds, nfds_t count, int timeout)
 {
-    return lifecycle_active && fds ? readiness_poll(fds, count, timeout) : real.poll(fds, count, timeout);
+    return fds ? readiness_poll(fds, count, timeout) : real.poll(fds, count, timeout);
 }
 
 int hook_ppoll(struct pollfd *fds, nfds_t count, const struct timespec *timeout, const sigset_t *mask)
 {
-    return lifecycle_active && fds ? readiness_ppoll(fds, count, timeout, mask) : real.ppoll(fds, count, timeout, mask);
+    return fds ? readiness_ppoll(fds, count, timeout, mask) : real.ppoll(fds, count, timeout, mask);
 }
 
 int hook_select(int count, fd_set *in, fd_set *out, fd_set *except, struct timeval *timeout)
 {
-    if (!lifecycle_active || !readiness_selects(count, in, out, except))
+    if (!readiness_selects(count, in, out, except))
         return real.select(count, in, out, except, timeout);
     if (!timeout)
         return readiness_select(count, in, out, except, NULL, NULL);
@@ -333,7 +339,7 @@ int hook_select(int count, fd_set *in, fd_set *out, fd_set *except, struct timev
 
 int hook_pselect(int count, fd_set *in, fd_set *out, fd_set *except, const struct timespec *timeout, const sigset_t *mask)
 {
-    if (!lifecycle_active || !readiness_selects(count, in, out, except))
+    if (!readiness_selects(count, in, out, except))
         return real.pselect(count, in, out, except, timeout, mask);
     struct timespec limit = timeout ? *timeout : (struct timespec){0};   /* pselect leaves the program's as it is */
     return readiness_select(count, in, out, except, timeout ? &limit : NULL, mask);
@@ -342,8 +348,9 @@ int hook_pselect(int count, fd_set *in, fd_set *out, fd_set *except, const struc
 int hook_epoll_ctl(int epfd, int operation, int fd, struct epoll_event *event)
 {
     struct sock *sock = fdtable_peek(fd);
-    return sock && !lifecycle_borrowed() ? readiness_epoll_ctl(sock, epfd, operation, fd, event)
-                                         : real.epoll_ctl(epfd, operation, fd, event);
+    if (!sock || sock_phase(sock) == SOCK_TCP || sock_phase(sock) == SOCK_CONNECTED || lifecycle_borrowed())
+        return real.epoll_ctl(epfd, operation, fd, event);
+    return readiness_epoll_ctl(sock, epfd, operation, fd, event);
 }
 
 /* --- FORTIFY: the check fails in libc, with its own message --- */

@@ -500,7 +500,7 @@ void companion_dispose(struct sock *sock)
     close_companions(sock);
     connecting_dispose(sock);
     companion_stop_moving(&sock->moving);
-    for (int i = 0; i < SOCK_REGISTRATIONS; i++)
+    for (int i = 0; i < sock->nregistrations; i++)
         if (sock->registrations[i].epfd >= 0 && sock->registrations[i].owned)
             hidden_close(sock->registrations[i].via);
     hidden_close(sock->epoll);

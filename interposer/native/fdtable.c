@@ -118,8 +118,6 @@ struct sock *fdtable_new(int fd, int family, enum sock_phase phase)
         return NULL;
     memset((char *)sock + offsetof(struct sock, aliases), 0,
            offsetof(struct sock, registrations) - offsetof(struct sock, aliases));
-    for (int i = 0; i < SOCK_REGISTRATIONS; i++)
-        sock->registrations[i].epfd = -1;
     sock->family = (uint8_t)family;
     sock->shadow = sock->epoll = sock->epoll_old = -1;
     sock->rule = RULE_DEFAULT;

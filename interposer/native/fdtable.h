@@ -70,7 +70,7 @@ struct sock {
     struct connecting *connecting;
     struct moving moving;
     uint32_t send_buffer, receive_buffer;   /* bytes, as the policy wants them; 0: as they are */
-    uint8_t ncompanions, noptions;
+    uint8_t ncompanions, noptions, nregistrations;   /* registrations: places ever used */
     struct companion companions[PROVIDERS_MAX];
     struct endpoint local, remote;
     struct sock_registration registrations[SOCK_REGISTRATIONS];

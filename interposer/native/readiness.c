@@ -53,7 +53,7 @@ int readiness_private_epoll(struct sock *sock, int fd)
 
 static struct sock_registration *find(struct sock *sock, int epfd, int fd)
 {
-    for (int i = 0; i < SOCK_REGISTRATIONS; i++)
+    for (int i = 0; i < sock->nregistrations; i++)
         if (sock->registrations[i].epfd == epfd && (fd < 0 || sock->registrations[i].fd == fd))
             return &sock->registrations[i];
     return NULL;
@@ -66,6 +66,8 @@ static bool record(struct sock *sock, const struct sock_registration *registrati
     struct sock_registration *place = find(sock, registration->epfd, registration->fd);
     if (!place)
         place = find(sock, -1, -1);
+    if (!place && sock->nregistrations < SOCK_REGISTRATIONS)
+        place = &sock->registrations[sock->nregistrations++];
     if (place)
         *place = *registration;
     sock_unlock(sock);
@@ -89,7 +91,7 @@ static void forget(struct sock *sock, int epfd, int fd)
 
 void readiness_forget_alias(struct sock *sock, int fd)
 {
-    for (int i = 0; i < SOCK_REGISTRATIONS; i++) {
+    for (int i = 0; i < sock->nregistrations; i++) {
         const struct sock_registration *registration = &sock->registrations[i];
         if (registration->epfd >= 0 && registration->fd == fd && (registration->via == fd || registration->owned))
             forget(sock, registration->epfd, fd);
@@ -141,14 +143,14 @@ static bool take_out(struct sock_registration *registration)
 
 void readiness_before_swap(struct sock *sock)
 {
-    for (int i = 0; i < SOCK_REGISTRATIONS; i++)
+    for (int i = 0; i < sock->nregistrations; i++)
         if (sock->registrations[i].epfd >= 0 && !take_out(&sock->registrations[i]))
             sock->registrations[i].epfd = -1;
 }
 
 void readiness_after_swap(struct sock *sock, bool keep)
 {
-    for (int i = 0; i < SOCK_REGISTRATIONS; i++) {
+    for (int i = 0; i < sock->nregistrations; i++) {
         struct sock_registration *registration = &sock->registrations[i];
         if (registration->epfd >= 0)
             add(registration->epfd, registration->fd, registration->events, registration->data);
@@ -181,7 +183,7 @@ static int join(struct sock *sock, struct sock_registration *registration)
     /* One epoll holds one descriptor once: where it stands there for another alias, this one needs its own. */
     int error = add(epfd, private, registration->events, registration->data);
     bool taken = false;
-    for (int i = 0; i < SOCK_REGISTRATIONS && error == -EEXIST; i++)
+    for (int i = 0; i < sock->nregistrations && error == -EEXIST; i++)
         taken |= sock->registrations[i].epfd >= 0 && sock->registrations[i].via == private && sock->registrations[i].fd != fd;
     if (taken) {
         private = hidden_dup(private);
@@ -215,7 +217,7 @@ int readiness_adopt_listener(struct sock *sock)
 {
     hidden_close(sock->epoll);         /* of an earlier listen() on the same socket */
     sock->epoll = -1;
-    for (int i = 0; i < SOCK_REGISTRATIONS; i++) {
+    for (int i = 0; i < sock->nregistrations; i++) {
         struct sock_registration *registration = &sock->registrations[i];
         if (registration->epfd < 0)
             continue;
@@ -235,7 +237,7 @@ int readiness_adopt_listener(struct sock *sock)
  * that was silenced shows a hang-up. */
 void readiness_abandon_listener(struct sock *sock)
 {
-    for (int i = 0; i < SOCK_REGISTRATIONS; i++)
+    for (int i = 0; i < sock->nregistrations; i++)
         if (sock->registrations[i].epfd >= 0)
             leave(sock, &sock->registrations[i]);
 }
@@ -297,7 +299,7 @@ static int ctl_listener(struct sock *sock, int epfd, int operation, int fd, stru
     int result = real.epoll_ctl(epfd, operation, via, event);
     /* An epoll that was duplicated is known by another number. */
     bool recorded = false;
-    for (int i = 0; i < SOCK_REGISTRATIONS && result < 0 && errno == ENOENT; i++)
+    for (int i = 0; i < sock->nregistrations && result < 0 && errno == ENOENT; i++)
         if (sock->registrations[i].epfd >= 0 && sock->registrations[i].fd == fd) {
             recorded = true;
             result = real.epoll_ctl(epfd, operation, sock->registrations[i].via, event);
@@ -381,26 +383,30 @@ static int mask_hangups(struct pollfd *fds, nfds_t count, int ready, bool waits)
     return ready;
 }
 
-/* Does the kernel alone not know what to show for fd? */
-static bool needs_help(int fd)
+/* What the kernel shows is the truth, or shows a hang-up too many, or is not all. */
+enum { KERNEL_ALONE, KERNEL_MASKED, KERNEL_HELPED };
+
+static inline unsigned needs(int fd)
 {
     struct sock *sock = fdtable_peek(fd);
     if (!sock)
-        return false;
+        return KERNEL_ALONE;
     switch (sock_phase(sock)) {
-    case SOCK_LISTENING: return true;
+    case SOCK_LISTENING: return KERNEL_HELPED;
     case SOCK_CONNECTED:
-    case SOCK_CONNECTING: return sock_is_slow(sock, SLOW_SHUT_READ | SLOW_CONNECTING);
-    default: return atomic_load_explicit(&sock->connect_error, memory_order_relaxed);
+    case SOCK_CONNECTING: return sock_is_slow(sock, SLOW_SHUT_READ | SLOW_CONNECTING) ? KERNEL_HELPED : KERNEL_MASKED;
+    default: return atomic_load_explicit(&sock->connect_error, memory_order_relaxed) ? KERNEL_HELPED : KERNEL_ALONE;
     }
 }
 
-static bool any_needs_help(const struct pollfd *fds, nfds_t count)
+static inline unsigned most_needed(const struct pollfd *fds, nfds_t count)
 {
-    for (nfds_t i = 0; i < count; i++)
-        if (needs_help(fds[i].fd))
-            return true;
-    return false;
+    unsigned most = KERNEL_ALONE;
+    for (nfds_t i = 0; i < count; i++) {
+        unsigned need = needs(fds[i].fd);
+        most = need > most ? need : most;
+    }
+    return most;
 }
 
 /* What to show for one descriptor, of which the kernel showed `events` where it looked. */
@@ -472,15 +478,20 @@ static int poll_with_help(struct pollfd *fds, nfds_t count, const struct timespe
 
 int readiness_ppoll(struct pollfd *fds, nfds_t count, const struct timespec *timeout, const sigset_t *mask)
 {
-    int result = any_needs_help(fds, count) ? poll_with_help(fds, count, timeout, mask)
-                                             : real.ppoll(fds, count, timeout, mask);
+    unsigned need = most_needed(fds, count);
+    if (need == KERNEL_ALONE)
+        return real.ppoll(fds, count, timeout, mask);
+    int result = need == KERNEL_HELPED ? poll_with_help(fds, count, timeout, mask) : real.ppoll(fds, count, timeout, mask);
     return result > 0 ? mask_hangups(fds, count, result, !timeout || timeout->tv_sec || timeout->tv_nsec) : result;
 }
 
 int readiness_poll(struct pollfd *fds, nfds_t count, int timeout)
 {
+    unsigned need = most_needed(fds, count);
+    if (need == KERNEL_ALONE)
+        return real.poll(fds, count, timeout);
     int result;
-    if (any_needs_help(fds, count)) {
+    if (need == KERNEL_HELPED) {
         struct timespec limit = {timeout / 1000, timeout % 1000 * 1000000L};
         result = poll_with_help(fds, count, timeout < 0 ? NULL : &limit, NULL);
     } else {
@@ -504,7 +515,7 @@ bool readiness_selects(int count, const fd_set *in, const fd_set *out, const fd_
         unsigned long bits = word(in, first / WORD_BITS) | word(out, first / WORD_BITS) | word(except, first / WORD_BITS);
         for (; bits; bits &= bits - 1) {
             int fd = first + __builtin_ctzl(bits);
-            if (fd < count && needs_help(fd))
+            if (fd < count && needs(fd) == KERNEL_HELPED)
                 return true;
         }
     }

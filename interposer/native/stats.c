@@ -301,17 +301,17 @@ static uint32_t row_role(struct stats_page *p, int fd)
     return atomic_load_explicit(&((struct stats_row *)row_words(p, fd))->role, memory_order_relaxed);
 }
 
-static void row_store(struct stats_page *p, int fd, const uint64_t words[ROW_WORDS])
+/* The first `count` words of a row. */
+static void row_store(struct stats_page *p, int fd, const uint64_t *words, size_t count)
 {
     struct stats_row *row = row_words(p, fd);
     uint64_t *to = row_words(p, fd);
-    uint64_t sequence = atomic_load_explicit(&row->sequence, memory_order_relaxed) | 1;
+    uint64_t sequence = (atomic_load_explicit(&row->sequence, memory_order_relaxed) | 1) + 2;
     uint32_t top = atomic_load_explicit(&p->max_row, memory_order_relaxed);
 
-    sequence += 2;
     atomic_store_explicit(&row->sequence, sequence, memory_order_relaxed);
     atomic_thread_fence(memory_order_release);
-    for (size_t i = 0; i < ROW_WORDS; i++)
+    for (size_t i = 0; i < count; i++)
         __atomic_store_n(&to[i], words[i], __ATOMIC_RELAXED);
     atomic_store_explicit(&row->sequence, sequence + 1, memory_order_release);
     while (top < (uint32_t)fd
@@ -365,27 +365,23 @@ static void look_after_descriptor(struct stats_page *p, uint64_t t)
     errno = saved;
 }
 
-/* The end of a rule says more than its start: "...policy.toml:12". */
-static void rule_copy(char out[STATS_RULE_SIZE], const char *rule)
+/* Never 0, which a new row has. */
+static uint64_t rule_key(uint32_t rule)
 {
-    size_t length = strlen(rule);
-
-    if (length < STATS_RULE_SIZE) {
-        memcpy(out, rule, length);
-        return;
-    }
-    memcpy(out, "...", 3);
-    memcpy(out + 3, rule + length - (STATS_RULE_SIZE - 4), STATS_RULE_SIZE - 4);
+    return (atomic_load_explicit(&generation, memory_order_relaxed) ^ rule * 0x9e3779b97f4a7c15ull) | 1;
 }
 
 void stats_row_set(int fd, uint32_t role, int family, uint32_t provider, uint32_t reason, const struct endpoint *local,
-                   const struct endpoint *remote, uint64_t inode, const char *rule)
+                   const struct endpoint *remote, uint64_t inode, uint32_t rule, stats_rule_text *text)
 {
+    static const struct endpoint nobody;
     union {
         struct stats_row row;
         uint64_t words[sizeof(struct stats_row) / sizeof(uint64_t)];
-    } u = {0};
+    } u;
     struct stats_page *p = get();
+    struct stats_row *row;
+    uint64_t key = rule_key(rule);
 
     if (!p || !has_row(fd))
         return;
@@ -393,17 +389,22 @@ void stats_row_set(int fd, uint32_t role, int family, uint32_t provider, uint32_
     u.row.family = (uint32_t)family;
     u.row.provider = provider;
     u.row.reason = reason;
-    if (local)
-        u.row.local = *local;
-    if (remote)
-        u.row.remote = *remote;
+    u.row.local = local ? *local : nobody;
+    u.row.remote = remote ? *remote : nobody;
     u.row.inode = inode;
     u.row.started = now(CLOCK_REALTIME_COARSE);
-    if (rule)
-        rule_copy(u.row.rule, rule);
     look_after_descriptor(p, u.row.started);
-    if (populate(p, (size_t)((char *)row_words(p, fd) - (char *)p), sizeof u.row))
-        row_store(p, fd, u.words);
+    row = row_words(p, fd);
+    if (!populate(p, (size_t)((char *)row - (char *)p), sizeof u.row))
+        return;
+    if (__atomic_load_n(&row->rule_key, __ATOMIC_RELAXED) == key) {
+        row_store(p, fd, u.words, offsetof(struct stats_row, rule) / sizeof(uint64_t));
+        return;
+    }
+    memset(u.row.rule, 0, sizeof u.row.rule);
+    text(rule, u.row.rule, sizeof u.row.rule);
+    row_store(p, fd, u.words, ROW_WORDS);
+    __atomic_store_n(&row->rule_key, key, __ATOMIC_RELAXED);
 }
 
 /* A forked child that closes a socket with a row gets its page here: it is one that works with sockets, and the rest of
@@ -437,7 +438,9 @@ void stats_row_copy(int from, int to)
     for (size_t i = 0; i < ROW_WORDS; i++)
         words[i] = __atomic_load_n(&source[i], __ATOMIC_RELAXED);
     if (populate(p, (size_t)((char *)row_words(p, to) - (char *)p), sizeof(struct stats_row)))
-        row_store(p, to, words);
+        row_store(p, to, words, ROW_WORDS);
+    __atomic_store_n(&((struct stats_row *)row_words(p, to))->rule_key,
+                     __atomic_load_n(&((struct stats_row *)row_words(p, from))->rule_key, __ATOMIC_RELAXED), __ATOMIC_RELAXED);
 }
 
 static void count(_Atomic uint64_t *counter)

@@ -28,7 +28,7 @@ struct stats_row {                     /* 192 bytes */
     uint64_t started;                  /* CLOCK_REALTIME in nanoseconds */
     char rule[STATS_RULE_SIZE];        /* "file:line", "defaults" or ""; NUL-terminated; a long path loses its front */
     _Atomic uint64_t sequence;         /* odd while the row is being written, another one after each write */
-    uint64_t reserved;
+    uint64_t rule_key;                 /* the writer's: whose text `rule` is */
 };
 
 struct stats_page {
@@ -49,8 +49,10 @@ struct stats_page {
 
 /* All of these may be called from any thread, a signal handler or a forked child, keep errno, and do nothing where the
  * page cannot be had. The first write makes the page. A child of vfork shares its parent's page and must not call them. */
+/* `text` is asked for what to say of the rule, unless that is what the row says already. */
+typedef size_t stats_rule_text(uint32_t rule, char *out, size_t size);
 void stats_row_set(int fd, uint32_t role, int family, uint32_t provider, uint32_t reason, const struct endpoint *local,
-                   const struct endpoint *remote, uint64_t inode, const char *rule);
+                   const struct endpoint *remote, uint64_t inode, uint32_t rule, stats_rule_text *text);
 void stats_row_clear(int fd);
 void stats_row_copy(int from, int to);
 void stats_connection(uint32_t provider);

@@ -30,12 +30,10 @@ static int fail(int error)
 
 void switch_publish(int fd, const struct sock *sock)
 {
-    char rule[STATS_RULE_SIZE];
     enum sock_phase phase = sock_phase(sock);
     bool san = phase == SOCK_LISTENING || phase == SOCK_CONNECTED;
-    flows_rule_text(sock->rule, rule, sizeof rule);
     stats_row_set(fd, sock->role, sock->family, san ? sock->companions[0].provider->id : PROVIDER_NONE, sock->reason,
-                  &sock->local, &sock->remote, 0, rule);
+                  &sock->local, &sock->remote, 0, sock->rule, flows_rule_text);
 }
 
 /* The socket is TCP's from here on. */
@@ -784,7 +782,12 @@ int switch_close(int fd)
         return real.close(fd);
     if (hidden_is(fd))
         return fail(EBADF);
-    struct sock *sock = fdtable_get(fd);
+    struct sock *sock = fdtable_peek(fd);
+    if (sock && sock_phase(sock) == SOCK_TCP) {
+        fdtable_drop(fd);
+        return real.close(fd);
+    }
+    sock = fdtable_get(fd);
     /* The table first: the number may be another thread's as soon as it is closed. What the state holds goes last where
      * it is a connection, whose port must not be free while its native name exists; else first, so that nobody connects
      * to a companion whose listener is gone. */

@@ -25,13 +25,30 @@ int hidden_fd(int fd)
     return moved;
 }
 
+static char texts[64][STATS_RULE_SIZE];
+static uint32_t ntexts;
+
+static size_t rule_text(uint32_t rule, char *out, size_t size)
+{
+    return (size_t)snprintf(out, size, "%s", texts[rule]);
+}
+
+static uint32_t rule_of(const char *text)
+{
+    for (uint32_t i = 0; i < ntexts; i++)
+        if (strcmp(texts[i], text) == 0)
+            return i;
+    snprintf(texts[ntexts], sizeof texts[ntexts], "%s", text);
+    return ntexts++;
+}
+
 static int rows[64], nrows;
 static pthread_barrier_t barrier;
 
 static void rewrite(void)
 {
     for (int i = 0; i < nrows; i++)
-        stats_row_set(rows[i], ROW_ACCEPT, AF_INET, 1, 0, NULL, NULL, 0, "inherited");
+        stats_row_set(rows[i], ROW_ACCEPT, AF_INET, 1, 0, NULL, NULL, 0, rule_of("inherited"), rule_text);
 }
 
 static struct endpoint endpoint(const char *ip, int port)
@@ -101,9 +118,10 @@ static void *hammer(void *number)
 {
     struct endpoint one = endpoint("1.1.1.1", 1111), two = endpoint("2.2.2.2", 2222);
 
+    uint32_t ones = rule_of("11111111111111111111111111111111"), twos = rule_of("22222222222222222222222222222222");
     for (unsigned pause = 0;; pause = (pause + 37) % 5000) {
-        stats_row_set(*(int *)number, ROW_CONNECT, AF_INET, 0, 1, &one, &one, 1111, "11111111111111111111111111111111");
-        stats_row_set(*(int *)number, ROW_CONNECT, AF_INET, 1, 2, &two, &two, 2222, "22222222222222222222222222222222");
+        stats_row_set(*(int *)number, ROW_CONNECT, AF_INET, 0, 1, &one, &one, 1111, ones, rule_text);
+        stats_row_set(*(int *)number, ROW_CONNECT, AF_INET, 1, 2, &two, &two, 2222, twos, rule_text);
         for (volatile unsigned i = 0; i < pause; i++)
             ;
     }
@@ -179,7 +197,9 @@ int main(void)
 
             errno = 77;
             stats_row_set(fd, (uint32_t)role, family == 4 ? AF_INET : AF_INET6, (uint32_t)provider, (uint32_t)reason,
-                          &local, &remote, number, rule);
+                          &local, &remote, number, rule_of(rule), rule_text);
+        } else if (sscanf(text, "rename %63s %63s", a, b) == 2) {
+            strcpy(texts[rule_of(a)], b);
         } else if (sscanf(text, "keep %d", &fd) == 1) {
             rows[nrows++] = fd;
         } else if (sscanf(text, "clear %d", &fd) == 1) {
@@ -231,10 +251,11 @@ int main(void)
             continue;
         } else if (sscanf(text, "bench %d", &n) == 1) {
             struct endpoint local = endpoint("127.0.0.1", 1), remote = endpoint("127.0.0.1", 2);
+            uint32_t rule = rule_of("/etc/interposer/policy.toml:12");
             uint64_t start = clock_now();
 
             for (int i = 0; i < n; i++)
-                stats_row_set(40 + i % 100, ROW_CONNECT, AF_INET, 1, 0, &local, &remote, 5, "/etc/interposer/policy.toml:12");
+                stats_row_set(40 + i % 100, ROW_CONNECT, AF_INET, 1, 0, &local, &remote, 5, rule, rule_text);
             printf("%llu\n", (unsigned long long)(clock_now() - start) / (unsigned)n);
             continue;
         } else if (strcmp(text, "listen") == 0 || strcmp(text, "accept") == 0 || strcmp(text, "connect") == 0) {

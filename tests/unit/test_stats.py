@@ -113,13 +113,19 @@ def test_rows(host: Host) -> None:
     assert [found.fd for found in page(host.pid).rows] == [30, stats.ROWS - 1]
 
 
-def test_long_rule_keeps_its_end(host: Host) -> None:
-    """O2: of a long path the end, with file and line, is what counts."""
-    host.do(f"row 5 1 4 1 0 - 0 - 0 0 /{'very/' * 60}policy.toml:123")
-    found = row(host.pid, 5)
-    assert found
-    assert found.rule.startswith("...") and found.rule.endswith("/policy.toml:123")
-    assert len(found.rule) == stats.RULE_SIZE - 1
+def test_rule_of_a_row_is_its_last_one(host: Host) -> None:
+    """O2, P6: a row that is used again shows the rule of its new socket, and of the new policy after a reload."""
+    def shown() -> str:
+        return page(host.pid).rows[0].rule
+
+    host.do("row 5 1 4 1 0 - 0 - 0 0 first")
+    assert shown() == "first"
+    host.do("clear 5", "row 5 1 4 1 0 - 0 - 0 0 second")
+    assert shown() == "second"
+    host.do("clear 5", "row 5 1 4 1 0 - 0 - 0 0 second")
+    assert shown() == "second"
+    host.do("rename second other", "generation 77", "row 5 1 4 1 0 - 0 - 0 0 other")
+    assert shown() == "other"
 
 
 def test_first_writes_of_many_threads_are_all_counted(program: Path) -> None:
