@@ -7,6 +7,7 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 
+from interposer.config import late_python
 from interposer.launch.elf import Program
 from interposer.policy import table as layout
 from interposer.policy.engine import Facts, Table, section_applies
@@ -34,15 +35,19 @@ def report(
     table = Table(data)
     facts = _facts(program, command, environ)
     engine = otherwise = 0
+    engine_place = ""
     providers: tuple[int, ...] = ()
     for section in table.sections:
         if not section_applies(section, facts):
             continue
-        engine, otherwise = engine or section.engine, otherwise or section.otherwise
+        if section.engine and not engine:
+            engine, engine_place = section.engine, _place(section, section is table.sections[-1])
+        otherwise = otherwise or section.otherwise
         providers = providers or section.providers
         for rule in table.rules[section.first_rule : section.first_rule + section.nrules]:
             lines.append(f"  {rule.file}:{rule.line}: {_rule(rule, table)}")
-    lines.append(f"  otherwise: {_providers(providers)}, else {OTHERWISE[otherwise]}; engine {ENGINES[engine]}")
+    lines.append(f"  otherwise: {_providers(providers)}, else {OTHERWISE[otherwise]}")
+    lines += ["", f"engine: {ENGINES[engine]}, by {engine_place}"]
     lines += ["", "addresses of this machine:", *_addresses()]
     return "\n".join(lines) + "\n"
 
@@ -57,6 +62,15 @@ def _addresses() -> list[str]:
         return [f"  {error}"]
     lines = ["  {2} on {0} ({1}): {3}".format(*row(entry)) for entry in table.entries]
     return lines + [f"  {each.name} cannot be used: {each.problem}" for each in table.providers if each.problem]
+
+
+def _place(section: layout.Section, last: bool) -> str:
+    if last:
+        return "[defaults]"
+    if section.file != late_python.PLACE:
+        return f"{section.file}:{section.line}"
+    pattern = os.fsdecode(section.predicates[0][1])
+    return f'the {section.file}: "{pattern}" by {late_python.PROGRAMS.get(pattern, "something")}'
 
 
 def _facts(program: Program, command: Sequence[str], environ: Mapping[str, str]) -> Facts:

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from interposer.config.problems import Problem
+
 GAP = "  "
 PROBLEM = 1
 
@@ -25,6 +27,11 @@ def print_json(answer: dict[str, Any]) -> None:
     import json
 
     print(json.dumps({"schema": 1, **answer}, indent=2))
+
+
+def problems(found: Sequence[Problem]) -> list[dict[str, object]]:
+    """Errors or warnings of a policy, for JSON."""
+    return [{"file": one.file, "line": one.line, "message": one.message, "hint": one.hint} for one in found]
 
 
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> None:

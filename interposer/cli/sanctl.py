@@ -16,6 +16,7 @@ VERBS = {
     "stats": "count connections by provider, and fall-backs to TCP by reason",
     "addresses": "list this machine's addresses and the providers that serve them",
     "check": "validate a policy",
+    "reload": "let running programs follow a changed policy",
 }
 
 

@@ -10,7 +10,7 @@ from interposer.diag import stats
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--pid", type=_pid, metavar="N", help="look at this process only")
+    parser.add_argument("--pid", type=pid, metavar="N", help="look at this process only")
 
 
 def find(options: argparse.Namespace) -> tuple[list[stats.Process], bool]:
@@ -28,7 +28,8 @@ def find(options: argparse.Namespace) -> tuple[list[stats.Process], bool]:
         raise Failure(str(error)) from None
 
 
-def _pid(text: str) -> int:
+def pid(text: str) -> int:
+    """A process id on the command line."""
     if not text.isdecimal() or not 0 < int(text) < 1 << 31:
         raise argparse.ArgumentTypeError(f"{text!r} is no process id")
     return int(text)

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Sequence
 from typing import Literal
 
+from interposer.config import late_python
 from interposer.config.check import pattern_pairs, search_folders
 from interposer.config.model import Pattern, Place, Policy, Predicate, Rule
 from interposer.config.parse import provider_numbers
@@ -42,10 +43,22 @@ def compile_policy(
         writer.section(
             section.place, section.predicates, section.rules, section.engine, section.otherwise, section.providers
         )
+    if _may_embed(policy) and not writer.tcp_only:
+        place = Place(late_python.PLACE, 0)
+        for exe in late_python.PROGRAMS:
+            condition = Predicate(table.PREDICATE_EXE, exe, 0, place)
+            writer.section(place, (condition,), (), table.ENGINE_HELPER, 0, ())
     writer.section(policy.place, (), policy.rules, policy.engine, policy.otherwise, policy.providers)
     paths = [writer.text(path) for path in (*search_path, *search_folders(policy))]
     launcher = [writer.text(text) for text in (libpython, python_home, engine_module, helper, key)]
     return writer.finish(paths, launcher)
+
+
+def _may_embed(policy: Policy) -> bool:
+    """Whether Python may come into programs that no section with an `engine` applies to."""
+    if policy.engine in (table.ENGINE_HELPER, table.ENGINE_OFF):
+        return False
+    return bool(policy.functions()) or policy.engine in (table.ENGINE_REACTIVE, table.ENGINE_STARTUP)
 
 
 class _Writer:

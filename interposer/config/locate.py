@@ -16,8 +16,31 @@ if TYPE_CHECKING:
 SYSTEM_FILE = "/etc/interposer/policy.toml"
 
 
+class Location:
+    """Where a policy is.
+
+    `path` is that of policy.toml, which need not exist where only policy.d/*.toml do, and "" for the built-in default.
+    `named`: somebody asked for it by name. `files` are to be read in this order.
+    """
+
+    __slots__ = ("files", "named", "path")
+
+    def __init__(self, path: str, named: bool, files: list[str]) -> None:
+        self.path = path
+        self.named = named
+        self.files = files
+
+
 def locate(path_option: str | None, environ: Mapping[str, str]) -> list[str]:
     """The policy files in the order in which they are read; empty where there is none, so the built-in default holds.
+
+    As `find`.
+    """
+    return find(path_option, environ).files
+
+
+def find(path_option: str | None, environ: Mapping[str, str]) -> Location:
+    """The policy that applies.
 
     `path_option` is --policy. The first place with a file wins: --policy, $INTERPOSER_POLICY,
     $XDG_CONFIG_HOME/interposer/policy.toml, /etc/interposer/policy.toml. Beside it, policy.d/*.toml follow, sorted.
@@ -25,21 +48,32 @@ def locate(path_option: str | None, environ: Mapping[str, str]) -> list[str]:
     somebody else.
     """
     if path_option is not None:
-        return _named(os.path.abspath(path_option) if path_option else "", "")
+        path = os.path.abspath(path_option) if path_option else ""
+        return Location(path, True, _named(path, ""))
     named = environ.get("INTERPOSER_POLICY", "")
     if named:
         if not os.path.isabs(named):
             raise PolicyError(
                 [Problem("", 0, f"INTERPOSER_POLICY={named} is not an absolute path", "write the path from / on")]
             )
-        return _named(named, " that INTERPOSER_POLICY names")
+        return Location(named, True, _named(named, " that INTERPOSER_POLICY names"))
     for path in (os.path.join(_config_home(environ), "interposer", "policy.toml"), SYSTEM_FILE):
-        files = [path] if os.path.isfile(path) else []
-        files += _drop_ins(path, named=False)
-        if files:
-            _check_owners(files)
-            return files
-    return []
+        location = at(path, named=False)
+        if location is not None:
+            return location
+    return Location("", False, [])
+
+
+def at(path: str, *, named: bool) -> Location | None:
+    """The policy at a path where one was before; None where none is any more. Raises PolicyError as `find`."""
+    if named:
+        return Location(path, True, _named(path, "")) if os.path.lexists(path) else None
+    files = [path] if os.path.isfile(path) else []
+    files += _drop_ins(path, named=False)
+    if not files:
+        return None
+    _check_owners(files)
+    return Location(path, False, files)
 
 
 def stamp(files: list[str]) -> str:

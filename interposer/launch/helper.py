@@ -24,14 +24,14 @@ class HelperError(OSError):
     """The helper cannot be started; the message says why."""
 
 
-def spawn(table_path: str, address: str, log: str | None = None) -> None:
-    """Makes sure that a helper serves `table_path` at the abstract `address` for as long as this process lives.
+def spawn(table_path: str, address: str, log: str | None = None, pid: int = 0) -> None:
+    """Makes sure that a helper serves `table_path` at the abstract `address` for as long as a process lives: `pid`, or
+    this one, which becomes the program by exec and keeps its pid.
 
-    This process becomes the program by exec and keeps its pid, so the helper watches that. When this returns the helper
-    has read the table and answers. It is no child of the program, has no terminal, and holds none of its descriptors.
-    Raises HelperError.
+    When this returns the helper has read the table and answers. It is no child of the program, has no terminal, and
+    holds none of its descriptors. Raises HelperError, and ProcessLookupError where there is no process `pid`.
     """
-    pidfd = os.pidfd_open(os.getpid())
+    pidfd = os.pidfd_open(pid or os.getpid())
     try:
         for _ in range(ATTEMPTS):
             if _join(address, pidfd):
@@ -128,7 +128,12 @@ def _become_helper(answer: int, listener: _socket.socket, pidfd: int, table_path
     null = fcntl.fcntl(os.open("/dev/null", os.O_RDWR), fcntl.F_DUPFD, 64)
     listener.detach()
     for number in range(3):
-        os.dup2(null, number)
+        os.dup2(high[2] if log and number else null, number)
+    # What functions print is for the log.
+    sys.stdout, sys.stderr = (
+        open(number, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+        for number in (1, 2)
+    )
     for number, fd in enumerate(high):
         os.dup2(fd, 3 + number, inheritable=False)
     os.closerange(3 + len(high), answer)

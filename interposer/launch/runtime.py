@@ -32,6 +32,12 @@ def directory(environ: Mapping[str, str], *, make: bool = True) -> str:
         pass
     except OSError as error:
         raise Refused(f"cannot make the run-time directory {path}: {error.strerror}; {_remedy(environ)}") from None
+    check(path, environ)
+    return path
+
+
+def check(path: str, environ: Mapping[str, str]) -> None:
+    """Raises Refused unless the directory is one in which only this user can put files."""
     status = os.lstat(path)
     if stat.S_ISLNK(status.st_mode):
         raise Refused(f"the run-time directory {path} is a symbolic link; remove it, or {_remedy(environ)}")
@@ -42,7 +48,6 @@ def directory(environ: Mapping[str, str], *, make: bool = True) -> str:
         raise Refused(f"the run-time directory {path} belongs to {owner}; {_remedy(environ)}")
     if status.st_mode & OTHERS_WRITE:
         raise Refused(f"the run-time directory {path} can be written by other users; chmod go-w {path}")
-    return path
 
 
 def _choose(environ: Mapping[str, str]) -> str:
@@ -115,7 +120,7 @@ def _is_left(writer: str) -> bool:
 def read(path: str) -> bytes | None:
     """The file's bytes; None when it is missing, or not one that this user wrote."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:
         return None
     try:

@@ -20,11 +20,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from interposer.config.locate import Location
     from interposer.config.model import LoadedPolicy
 
-
-__all__ = ["Cached", "Choice", "NoEngine", "PolicyError", "choose", "fetch", "helper_address", "key", "path", "preview"]
-
+__all__ = [
+    "Cached", "Choice", "NoEngine", "PolicyError", "choose", "compile_choice", "fetch", "helper_address", "key",
+    "origin", "path", "preview", "wants_helper",
+]  # fmt: skip
 
 FILES = "\nother files that it was made from:\n"
 PASSWD = "/etc/passwd"  # a policy's user names are looked up when it is compiled
@@ -37,11 +39,10 @@ class NoEngine(Exception):
 class Choice:
     """What decides which table a program gets: the policy's files and the options that change their meaning."""
 
-    __slots__ = ("files", "path_option", "providers", "require")
+    __slots__ = ("policy", "providers", "require")
 
-    def __init__(self, path_option: str | None, files: Sequence[str], providers: Sequence[str], require: bool) -> None:
-        self.path_option = path_option
-        self.files = list(files)
+    def __init__(self, policy: Location, providers: Sequence[str], require: bool) -> None:
+        self.policy = policy
         self.providers = list(providers)
         self.require = require
 
@@ -59,24 +60,44 @@ class Cached:
 
 def choose(path_option: str | None, environ: Mapping[str, str], providers: Sequence[str], require: bool) -> Choice:
     """Finds the policy files. Raises PolicyError where one that was asked for by name is not there."""
-    return Choice(path_option, locate.locate(path_option, environ), providers, require)
+    return Choice(locate.find(path_option, environ), providers, require)
 
 
 def key(choice: Choice) -> str:
-    """A text that differs whenever the table would."""
+    """A text that differs whenever the table would, and from which a reload learns what the table was made of."""
+    policy = choice.policy
     return "\n".join(
         (
             f"{interposer.__version__} {sys.version_info[:3]} {sys.base_prefix}",
-            _stamp(f"{PACKAGE}/config/compile.py"),  # a newer checkout under the same version
+            # A newer checkout under the same version.
+            f"{_stamp(f'{PACKAGE}/config/compile.py')} {_stamp(f'{PACKAGE}/config/late_python.py')}",
             f"providers={','.join(choice.providers)} require={choice.require}",
-            locate.stamp(choice.files),
+            f"{'named' if policy.named else 'found'}={_quote(policy.path)}",
+            locate.stamp(policy.files),
         )
     )
 
 
+def origin(data: bytes) -> tuple[str, bool, list[str], bool] | None:
+    """Of what a table was made, by its key: path of the policy, whether it was named, providers, require. None where it
+    is not one that this installation could have made."""
+    try:
+        table = layout.Table(data) if _sound(data) else None
+    except layout.TableError:
+        return None
+    lines = table.key.split("\n") if table and table.engine_module == ENGINE else []
+    if len(lines) < 4 or not lines[0].endswith(f" {sys.base_prefix}"):
+        return None
+    providers, _, require = lines[2].removeprefix("providers=").partition(" require=")
+    kind, equals, policy = lines[3].partition("=")
+    if not equals or kind not in ("named", "found"):
+        return None
+    return _unquote(policy), kind == "named", [name for name in providers.split(",") if name], require == "True"
+
+
 def path(directory: str, choice: Choice) -> str:
     """Stays the same while the policy's text changes, so that a reload reaches the programs that run by it."""
-    scope = choice.files[0] if choice.files else ""
+    scope = f"{choice.policy.named} {choice.policy.path}"
     text = "\n".join((PACKAGE, sys.base_prefix, scope, ",".join(choice.providers), str(choice.require)))
     return f"{directory}/table-{_digest(text)}"
 
@@ -89,7 +110,7 @@ def fetch(choice: Choice, environ: Mapping[str, str], *, fresh: bool = False) ->
         data = runtime.read(place)
         if data is not None and _sound(data) and _current(layout.key_of(data), wanted):
             return Cached(place, data)
-    loaded, data = compile_choice(choice, environ, helper=helper_address(place), wanted=wanted)
+    loaded, data = compile_choice(choice, helper=helper_address(place), wanted=wanted)
     runtime.write(place, data)
     return Cached(place, data, [str(problem) for problem in loaded.warnings])
 
@@ -97,19 +118,17 @@ def fetch(choice: Choice, environ: Mapping[str, str], *, fresh: bool = False) ->
 def preview(choice: Choice, environ: Mapping[str, str]) -> Cached:
     """The table that `fetch` would make; nothing is written. Raises as `fetch` does."""
     place = path(runtime.directory(environ, make=False), choice)
-    loaded, data = compile_choice(choice, environ, helper=helper_address(place), wanted=key(choice))
+    loaded, data = compile_choice(choice, helper=helper_address(place), wanted=key(choice))
     return Cached(place, data, [str(problem) for problem in loaded.warnings])
 
 
-def compile_choice(
-    choice: Choice, environ: Mapping[str, str], *, helper: str, wanted: str
-) -> tuple[LoadedPolicy, bytes]:
+def compile_choice(choice: Choice, *, helper: str, wanted: str) -> tuple[LoadedPolicy, bytes]:
     """Reads and compiles the policy. Raises PolicyError and NoEngine."""
     from interposer import config
     from interposer.config.compile import compile_policy
     from interposer.launch import libpython
 
-    loaded = config.load(choice.path_option, environ)
+    loaded = config.load_files(choice.policy.files)
     library = libpython.find()
     data = compile_policy(
         loaded.policy,
@@ -140,8 +159,10 @@ def wants_engine(data: bytes) -> bool:
 
 
 def wants_helper(data: bytes) -> bool:
-    """Whether some program under this table may ask the helper process."""
-    return _functions(data) > 0 or bool(_engines(data) & {layout.ENGINE_HELPER, layout.ENGINE_REACTIVE})
+    """Whether some program under this table may ask the helper process: a function, unless Python is off everywhere, or
+    in reactive mode, where a program that cannot embed Python asks it everything."""
+    engines = _engines(data)
+    return layout.ENGINE_REACTIVE in engines or (_functions(data) > 0 and engines != {layout.ENGINE_OFF})
 
 
 def helper_address(table_path: str) -> str:
@@ -162,7 +183,8 @@ def _functions(data: bytes) -> int:
 def _engines(data: bytes) -> set[int]:
     header = layout.HEADER.unpack_from(data)
     first, count = header[6], header[7]
-    return {layout.SECTION.unpack_from(data, first + i * layout.SECTION.size)[6] for i in range(count)}
+    found = {layout.SECTION.unpack_from(data, first + i * layout.SECTION.size)[6] for i in range(count)}
+    return found - {layout.ENGINE_INHERIT}
 
 
 def _sound(data: bytes) -> bool:
@@ -176,6 +198,14 @@ def _stamp(path: str) -> str:
         return str(os.stat(path).st_mtime_ns)
     except OSError:
         return "-"
+
+
+def _quote(path: str) -> str:
+    return path.replace("%", "%25").replace("\n", "%0A")
+
+
+def _unquote(text: str) -> str:
+    return text.replace("%0A", "\n").replace("%25", "%")
 
 
 def _digest(text: str) -> str:

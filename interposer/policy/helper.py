@@ -125,7 +125,7 @@ class Helper:
     def __init__(self, listener: _socket.socket, table_path: str, watched: list[int], log: int) -> None:
         self.listener = listener
         self.table_path = table_path
-        self.watched = watched
+        self.watched = {fd: watched_pid(fd) for fd in watched}
         self.log_fd = log
         self.clients: dict[int, Client] = {}
         self.jobs: list[Job] = []
@@ -192,7 +192,7 @@ class Helper:
                 elif fd == self.done_read:
                     os.read(self.done_read, 4096)
                 elif fd in self.watched:
-                    self.watched.remove(fd)
+                    del self.watched[fd]
                     self.poll.unregister(fd)
                     os.close(fd)
                 elif fd in self.clients:
@@ -241,8 +241,7 @@ class Helper:
         received = descriptors(control)
         kind = HEAD.unpack_from(message)[0] if len(message) >= HEAD.size else 0
         if kind == WATCH and len(received) == 1:
-            self.watched.append(received[0])
-            self.poll.register(received[0], select.POLLIN)
+            self.watch(received[0])
             self.send(client, message)
             return
         for fd in received:
@@ -257,6 +256,14 @@ class Helper:
             self.answer(client, message)
             return
         self.drop(client)
+
+    def watch(self, pidfd: int) -> None:
+        pid = watched_pid(pidfd)
+        if pid in self.watched.values():
+            os.close(pidfd)  # told again, by a reload
+            return
+        self.watched[pidfd] = pid
+        self.poll.register(pidfd, select.POLLIN)
 
     def send(self, client: Client, message: bytes) -> None:
         try:
@@ -333,6 +340,15 @@ def prepare(listening_socket_fd: int, table_path: str, watch_pidfd: int, log_fd:
     listener.setblocking(False)
     sys.dont_write_bytecode = True
     return Helper(listener, table_path, [watch_pidfd], log_fd)
+
+
+def watched_pid(pidfd: int) -> int:
+    """The process behind a pidfd; a number that no process has where the descriptor is none or its process is gone."""
+    with open(f"/proc/self/fdinfo/{pidfd}", "rb") as info:
+        for line in info:
+            if line.startswith(b"Pid:") and int(line[4:]) > 0:
+                return int(line[4:])
+    return -pidfd
 
 
 def descriptors(control: list[tuple[int, int, bytes]]) -> list[int]:

@@ -281,6 +281,20 @@ def test_dry_run_shows_and_starts_nothing(sanrun: Run, policy: Callable[[str], s
     assert f"{path}:12: connect -> tcp" in result.stdout
 
 
+def test_dry_run_shows_the_engine_and_why(sanrun: Run, policy: Callable[[str], str], tmp_path: Path) -> None:
+    """P8, O4: where Python would run, and what says so."""
+    (tmp_path / "site_policy.py").write_text("def decide(request):\n    return 'tcp'\n")
+    rule = '[[rule]]\nrole = "connect"\nuse = "python:site_policy:decide"\n'
+    path = policy("version = 1\n" + rule)
+    (tmp_path / "bin").mkdir()
+    shutil.copy("/bin/true", tmp_path / "bin" / "postgres")
+    postgres = str(tmp_path / "bin" / "postgres")
+    assert "\nengine: embedded, by [defaults]\n" in sanrun("--policy", path, "--dry-run", "true").stdout
+    assert "\nengine: helper, by the built-in list" in sanrun("--policy", path, "--dry-run", postgres).stdout
+    path = policy('version = 1\n[[process]]\nexe = "postgres"\nengine = "startup"\n' + rule)
+    assert f"\nengine: startup, by {path}:2\n" in sanrun("--policy", path, "--dry-run", postgres).stdout
+
+
 def test_dry_run_makes_nothing(sanrun: Run, tmp_path: Path) -> None:
     """O4: neither a log nor a run-time directory."""
     before = sorted(tmp_path.rglob("*"))

@@ -257,7 +257,7 @@ def test_wrong_command_line(arguments: tuple[str, ...]) -> None:
 def test_help_and_version() -> None:
     """O2: every verb is in the help."""
     text = sanctl("--help").stdout
-    assert all(f"    {verb} " in text for verb in ("ss", "stats", "check"))
+    assert all(f"    {verb} " in text for verb in ("ss", "stats", "check", "reload"))
     assert sanctl("--version").stdout.startswith("sanctl ")
     assert "--pid N" in sanctl("ss", "--help").stdout
 
@@ -271,6 +271,11 @@ def test_check(tmp_path: Path) -> None:
     text = sanctl("check", str(bad), status=1).stdout
     assert text.startswith(f"{bad}:3: ") and "providers" in text
     assert "nowhere.toml" in sanctl("check", str(tmp_path / "nowhere.toml"), status=1).stdout
+    assert json.loads(sanctl("check", "--json", str(good)).stdout) == {
+        "schema": 1, "files": [str(good)], "rules": 1, "problems": [], "warnings": [],
+    }  # fmt: skip
+    (problem,) = json.loads(sanctl("check", "--json", str(bad), status=1).stdout)["problems"]
+    assert (problem["file"], problem["line"], problem["hint"]) == (str(bad), 3, 'did you mean "providers"?')
 
 
 def test_check_without_a_file_reads_what_sanrun_would(tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from interposer import config
+from interposer.config import late_python
 from interposer.config.model import Policy
+from interposer.config.parse import ENGINES
 from interposer.policy import reasons, table
 from interposer.policy.engine import Engine, Facts, Table, glob_matches
 
@@ -169,3 +171,53 @@ def test_provider_option(tmp_path: Path) -> None:
 def test_glob(pattern: bytes, text: bytes, matches: bool) -> None:
     """P3: * is any bytes, ? is one, and nothing else is special."""
     assert glob_matches(pattern, text) is matches
+
+
+def engine_of(found: Table, exe: str, **facts: Any) -> int:
+    return Engine(found, Facts(exe=exe.encode(), **facts)).engine
+
+
+RULE = '[[rule]]\nrole = "connect"\nuse = "python:site_policy:decide"\n'
+
+
+def test_programs_that_may_load_python_later(tmp_path: Path) -> None:
+    """P8: they use the helper without being told, by the name of the executable; all others embed."""
+    (tmp_path / "site_policy.py").write_text("def decide(request):\n    return 'tcp'\n")
+    found = compiled(tmp_path, RULE)
+    for exe in ("/usr/lib/postgresql/15/bin/postgres", "/usr/bin/vim.nox", "/usr/bin/uwsgi-core", "/usr/sbin/apache2"):
+        assert engine_of(found, exe) == table.ENGINE_HELPER, exe
+    for exe in ("/usr/bin/nvim", "/usr/sbin/nginx", "/usr/bin/postgresql", "/usr/bin/postgres/server", ""):
+        assert engine_of(found, exe) == table.ENGINE_EMBEDDED, exe
+    assert len(found.sections) == 1 + len(late_python.PROGRAMS)
+    assert {section.engine for section in found.sections[:-1]} == {table.ENGINE_HELPER}
+    assert all(any(character.isalpha() for character in what) for what in late_python.PROGRAMS.values())
+
+
+@pytest.mark.parametrize(
+    "body, expected",
+    [
+        ('[[process]]\nexe = "postgres"\nengine = "embedded"\n', "embedded"),
+        ('[[process]]\nenv = "MINE=1"\nengine = "reactive"\n', "reactive"),
+        ('[[process]]\nexe = "postgres"\notherwise = "error"\n', "helper"),
+        ('[[process]]\nexe = "vim"\nengine = "embedded"\n', "helper"),
+        ('[defaults]\nengine = "embedded"\n', "helper"),
+        ('[defaults]\nengine = "startup"\n', "helper"),
+        ('[defaults]\nengine = "reactive"\n', "helper"),
+        ('[defaults]\nengine = "off"\n', "off"),
+        ('[defaults]\nengine = "helper"\n', "helper"),
+    ],
+)
+def test_own_section_overrides_the_built_in_list(tmp_path: Path, body: str, expected: str) -> None:
+    """P8: [defaults] is about programs in general and switches only off; a section that applies decides."""
+    (tmp_path / "site_policy.py").write_text("def decide(request):\n    return 'tcp'\n")
+    found = compiled(tmp_path, body + RULE)
+    assert engine_of(found, "/usr/bin/postgres", environment=(b"MINE=1",)) == ENGINES[expected]
+
+
+def test_built_in_list_costs_nothing_where_python_never_runs(tmp_path: Path) -> None:
+    """P1, P8: tables without functions hold the user's sections alone."""
+    for body in ("", '[[rule]]\nrole = "connect"\nuse = "tcp"\n', '[defaults]\nengine = "off"\n'):
+        assert len(compiled(tmp_path, body).sections) == 1
+    assert len(compiled(tmp_path, '[defaults]\nengine = "reactive"\n').sections) > 1
+    (tmp_path / "site_policy.py").write_text("def decide(request):\n    return 'tcp'\n")
+    assert len(compiled(tmp_path, RULE, providers_override=["tcp"]).sections) == 1

@@ -11,7 +11,7 @@ import pytest
 
 from interposer import config
 from interposer.config import locate as locate_module
-from interposer.config.locate import locate, stamp
+from interposer.config.locate import at, find, locate, stamp
 
 
 @pytest.fixture
@@ -130,6 +130,32 @@ def test_drop_ins_that_cannot_be_listed(home: Path) -> None:
     (interposer / "policy.d").symlink_to("policy.d")
     with pytest.raises(config.PolicyError, match=r"policy\.d: the directory cannot be read: Too many"):
         locate(None, {"XDG_CONFIG_HOME": str(home / "xdg")})
+
+
+def test_where_a_policy_was_is_looked_at_again(home: Path) -> None:
+    """P6: A reload finds the policy where it was: with new drop-ins, without its main file, gone, or no longer ours."""
+    base = home / "xdg" / "interposer"
+    main = put(base / "policy.toml")
+    location = find(None, {"XDG_CONFIG_HOME": str(home / "xdg")})
+    assert (location.path, location.named, location.files) == (main, False, [main])
+    drop_in = put(base / "policy.d" / "a.toml")
+    found = at(main, named=False)
+    assert found and (found.path, found.named, found.files) == (main, False, [main, drop_in])
+    named = find(main, {})
+    assert (named.path, named.named, named.files) == (main, True, [main, drop_in])
+    assert find(None, {"INTERPOSER_POLICY": main}).named
+    Path(main).unlink()
+    found = at(main, named=False)
+    assert found and (found.path, found.files) == (main, [drop_in])
+    assert find(None, {"XDG_CONFIG_HOME": str(home / "xdg")}).path == main
+    assert at(main, named=True) is None
+    Path(drop_in).unlink()
+    assert at(main, named=False) is None
+    built_in = find(None, {"XDG_CONFIG_HOME": str(home / "xdg")})
+    assert (built_in.path, built_in.named, built_in.files) == ("", False, [])
+    Path(main).mkdir()
+    with pytest.raises(config.PolicyError, match="is not a file"):
+        at(main, named=True)
 
 
 def test_stamp_changes_with_the_files(home: Path) -> None:

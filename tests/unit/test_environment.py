@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -159,13 +160,53 @@ def test_damaged_table_is_compiled_again(policy: Path, environ: dict[str, str], 
 
 
 def test_helper_is_wanted_only_where_code_can_run(policy: Path, environ: dict[str, str]) -> None:
-    """P8: a policy without functions starts no helper."""
-    assert not table_cache.wants_helper(fetch(policy, environ).data)
-    policy.write_text('version = 1\n[defaults]\nengine = "reactive"\n')
-    assert table_cache.wants_helper(fetch(policy, environ).data)
-    policy.write_text('version = 1\n[[rule]]\nrole = "both"\nuse = "python:site_policy:decide"\n')
+    """P8: a policy that can never ask a function starts no helper."""
     (policy.parent / "site_policy.py").write_text("def decide(request):\n    return 'tcp'\n")
-    assert table_cache.wants_helper(fetch(policy, environ).data)
+    rule = '[[rule]]\nrole = "both"\nuse = "python:site_policy:decide"\n'
+    off = '[defaults]\nengine = "off"\n'
+    section = '[[process]]\nexe = "a"\nengine = "{}"\n'
+    for body, wanted in {
+        "": False,
+        '[defaults]\nengine = "helper"\n': False,
+        section.format("startup"): False,
+        '[defaults]\nengine = "reactive"\n': True,
+        section.format("reactive"): True,
+        rule: True,
+        off + rule: False,
+        off + section.format("off") + rule: False,
+        off + section.format("helper") + rule: True,
+    }.items():
+        policy.write_text("version = 1\n" + body)
+        assert table_cache.wants_helper(fetch(policy, environ).data) == wanted, body
+    policy.write_text("version = 1\n" + rule)
+    assert not table_cache.wants_helper(fetch(policy, environ, "tcp").data), "no function is asked"
+
+
+@pytest.mark.parametrize("name", ["policy.toml", "a b\n%0A%.toml"])
+def test_table_knows_what_it_was_made_of(tmp_path: Path, environ: dict[str, str], name: str) -> None:
+    """P6: enough to make it anew; a table of another installation, or a damaged one, is nobody's."""
+    path = tmp_path / name
+    path.write_text("version = 1\n")
+    cached = fetch(path, environ, "unix", require=True)
+    assert table_cache.origin(cached.data) == (str(path), True, ["unix"], True)
+    assert table_cache.origin(fetch(path, environ).data) == (str(path), True, [], False)
+    assert table_cache.origin(cached.data[:-1]) is None
+    assert table_cache.origin(b"") is None
+    other = cached.data.replace(table_cache.ENGINE.encode(), b"/" + b"x" * (len(table_cache.ENGINE) - 1))
+    size = table_cache.layout.HEADER.size
+    other = other[:16] + zlib.crc32(other[size:]).to_bytes(4, sys.byteorder) + other[20:]
+    assert table_cache._sound(other) and table_cache.origin(other) is None
+
+
+def test_found_and_named_policies_do_not_take_turns(tmp_path: Path, environ: dict[str, str]) -> None:
+    """P1: a policy has one table where it was found and one where it was named, and neither is compiled in turns."""
+    path = tmp_path / "config" / "interposer" / "policy.toml"
+    path.parent.mkdir(parents=True)
+    path.write_text("version = 1\n")
+    found = table_cache.fetch(table_cache.choose(None, environ, [], False), environ)
+    assert table_cache.origin(found.data) == (str(path), False, [], False)
+    assert fetch(path, environ).path != found.path
+    assert made(table_cache.fetch(table_cache.choose(None, environ, [], False), environ)) == made(found)
 
 
 def test_cached_start_imports_little(policy: Path, environ: dict[str, str]) -> None:

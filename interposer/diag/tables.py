@@ -1,0 +1,47 @@
+"""Which processes run by which compiled table."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+from interposer.diag import stats
+
+VARIABLE = b"INTERPOSER_TABLE="
+HELPER = "sanrun-helper"
+
+
+@dataclass
+class Programs:
+    """Interposed processes that this user may look at."""
+
+    by_table: dict[str, list[int]] = field(default_factory=dict)
+    unknown: list[int] = field(default_factory=list)
+    """Those that have overwritten their environment, as setproctitle does."""
+
+
+def programs() -> Programs:
+    """All of them, by the environment that each was started with."""
+    found = Programs()
+    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
+        try:
+            table = table_of(pid)
+            if table:
+                found.by_table.setdefault(table, []).append(pid)
+            elif table is None and stats.has_library(pid):
+                found.unknown.append(pid)
+        except OSError:
+            continue
+    return found
+
+
+def table_of(pid: int) -> str | None:
+    """The table of a process, "" where it has none (a helper of ours), None where it does not say. Raises OSError."""
+    with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as comm:
+        if comm.read().strip() == HELPER:
+            return ""
+    with open(f"/proc/{pid}/environ", "rb") as environ:
+        for word in environ.read().split(b"\0"):
+            if word.startswith(VARIABLE):
+                return os.fsdecode(word[len(VARIABLE) :])
+    return None
