@@ -1,7 +1,7 @@
 /* Both ends of the measured connections, on 127.0.0.1. Commands come by standard input, each is answered by one line.
  *   bench_net serve PORT           one connection after the other; its first byte says what it is for
  *   bench_net hold PORT            all connections at once, with epoll: sends back what comes
- *   bench_net client PORT          commands: connect COUNT | roundtrip MS | stream MS | hold COUNT
+ *   bench_net client PORT          commands: connect COUNT MS | roundtrip MS | stream MS | hold COUNT
  *   bench_net cacheline CPU CPU    nanoseconds for a cache line to go there and back */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -132,20 +132,22 @@ static const char *congestion_control(int fd)
     return name;
 }
 
-/* Connections per second, and what carries them. */
-static void measure_connect(int count)
+/* Connections per second, until COUNT or MS is reached; what carries them; how many they were. */
+static void measure_connect(int count, int ms)
 {
     char byte;
-    double start = now();
-    for (int i = 0; i < count; i++) {
-        int fd = connect_for('c');
+    int made = 0, fd;
+    double start = now(), end = start + ms / 1e3, elapsed;
+    for (;;) {
+        fd = connect_for('c');
         need(read(fd, &byte, 1) == 1, "read");
-        if (i == count - 1) {
-            double elapsed = now() - start;
-            printf("%.3f %s\n", count / elapsed, congestion_control(fd));
-        }
+        if (++made == count || (made % 16 == 0 && now() >= end))
+            break;
         close(fd);
     }
+    elapsed = now() - start;
+    printf("%.3f %s %d\n", made / elapsed, congestion_control(fd), made);
+    close(fd);
 }
 
 /* Microseconds for a round trip. */
@@ -261,10 +263,10 @@ int main(int argc, char **argv)
     if (strcmp(role, "client") != 0)
         return 64;
     static char line[64];
-    int number;
+    int number, ms;
     while (fgets(line, sizeof line, stdin)) {
-        if (sscanf(line, "connect %d", &number) == 1)
-            measure_connect(number);
+        if (sscanf(line, "connect %d %d", &number, &ms) == 2)
+            measure_connect(number, ms);
         else if (sscanf(line, "roundtrip %d", &number) == 1)
             measure_round_trip(number);
         else if (sscanf(line, "stream %d", &number) == 1)
