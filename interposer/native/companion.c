@@ -90,8 +90,7 @@ static int replay_options(const struct sock *sock, const struct san_provider *pr
 
 void companion_option(struct sock *sock, int level, int name, const void *value, socklen_t length)
 {
-    int count = sock_phase(sock) == SOCK_LISTENING ? sock->ncompanions : sock_phase(sock) == SOCK_CONNECTING;
-    for (int i = 0; i < count; i++)
+    for (int i = 0; i < sock->ncompanions; i++)
         if (sock->companions[i].provider->wsp_supports(level, name))
             sock->companions[i].provider->wsp_setsockopt(sock->companions[i].descriptor, level, name, value, length);
 }
@@ -244,6 +243,8 @@ static int conclude(struct sock *sock, int fd, int error)
     struct companion *companion = &sock->companions[0];
     atomic_store(&sock->completion, COMPLETION_NONE);
     if (!error) {
+        if (sock->options_late)
+            replay_options(sock, companion->provider, companion->descriptor);
         int native = detach(companion, &sock->moving);
         if (native < 0)
             return -REASON_PROVIDER_FAILED;

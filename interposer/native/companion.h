@@ -31,7 +31,7 @@ void companion_stop_moving(const struct moving *moving);
 void companion_silence(struct sock *sock);
 int companion_poll_fd(const struct sock *sock, int index);
 void companion_backlog(struct sock *sock, int backlog);
-/* An option that was set after listen() or while connecting. */
+/* An option that was set after listen(). */
 void companion_option(struct sock *sock, int level, int name, const void *value, socklen_t length);
 /* The TCP listener stands alone in the program's epolls again, with its own O_NONBLOCK. */
 void companion_leave(struct sock *sock, int fd);

@@ -155,9 +155,13 @@ void connecting_after_fork_child(struct sock *sock, int fd)
         real.dup3(atomic_load(&sock->shadow), fd, flags & FD_CLOEXEC ? O_CLOEXEC : 0);
 }
 
-void connecting_end_in_child(struct sock *sock)
+void connecting_unlock_in_child(void)
 {
     exchange = 0;
+}
+
+void connecting_end_in_child(struct sock *sock)
+{
     if (!sock->connecting)
         return;
     companion_abandon(sock);

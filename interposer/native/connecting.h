@@ -28,6 +28,7 @@ void connecting_dispose(struct sock *sock);
 /* The child has no thread that would complete it: each descriptor gets the TCP socket, then the socket is TCP's. */
 void connecting_after_fork_child(struct sock *sock, int fd);
 void connecting_end_in_child(struct sock *sock);
+void connecting_unlock_in_child(void);
 /* Waits as a blocking connect() does, without a reference: *held is NULL where another socket has taken the number. 0 when
  * it has ended one way or another, or -errno. */
 int connecting_wait(struct sock **held, int fd);

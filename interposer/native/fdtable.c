@@ -221,6 +221,7 @@ static bool take_limit(void)
 void fdtable_after_fork_child(void)
 {
     limit_lock = 0;
+    connecting_unlock_in_child();
     fdtable_each(0, ~0u, release_inherited, NULL);
     if (connecting_count)
         fdtable_each(0, ~0u, end_connecting, NULL);

@@ -162,10 +162,10 @@ int options_set(struct sock *sock, int fd, int level, int name, const void *valu
             return refuse(EINVAL);
         if (flag)
             number = number != 0;
-        companion_option(sock, level, name, &number, sizeof number);
         int shadow = atomic_load(&sock->shadow);
         if (!options_record(sock, level, name, &number, sizeof number) && shadow >= 0)
             real.setsockopt(shadow, level, name, &number, sizeof number);
+        sock->options_late = true;
         return 0;
     }
     if (native(level, name) && sock_phase(sock) != SOCK_CONNECTING) {
@@ -179,9 +179,8 @@ int options_set(struct sock *sock, int fd, int level, int name, const void *valu
         return refuse(ENOBUFS);
     int result = real.setsockopt(shadow, level, name, value, length);
     if (result == 0) {
-        if (sock_phase(sock) == SOCK_CONNECTING)
-            companion_option(sock, level, name, value, length);
-        else if (level == SOL_SOCKET && (name == SO_SNDBUF || name == SO_RCVBUF))
+        sock->options_late = true;
+        if (level == SOL_SOCKET && (name == SO_SNDBUF || name == SO_RCVBUF))
             real.setsockopt(fd, level, name, value, length);
         options_record(sock, level, name, value, length);
     }

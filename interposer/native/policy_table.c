@@ -40,9 +40,13 @@ static bool area_fits(const struct table_header *header, uint32_t offset, uint32
     return offset % 4 == 0 && offset >= sizeof *header && offset + (uint64_t)count * record <= header->size;
 }
 
-static bool range_fits(uint32_t first, uint32_t count, uint32_t total)
+/* Ranges follow one another, as the compiler writes them: overlapping ones would make a small file a large policy. */
+static bool range_follows(uint32_t first, uint32_t count, uint32_t total, uint32_t *next)
 {
-    return (uint64_t)first + count <= total;
+    if (first != *next || count > total - first)
+        return false;
+    *next += count;
+    return true;
 }
 
 static bool providers_valid(const uint8_t *providers)
@@ -64,10 +68,11 @@ static bool rule_valid(const struct table_header *header, const struct table_rul
            (rule->action != ACTION_ASK || rule->function < header->nfunctions);
 }
 
-static bool section_valid(const struct table_header *header, const struct table_section *section, bool last)
+static bool section_valid(const struct table_header *header, const struct table_section *section, bool last,
+                          uint32_t *predicate, uint32_t *rule)
 {
-    return range_fits(section->predicate, section->npredicates, header->npredicates) &&
-           range_fits(section->rule, section->nrules, header->nrules) && section->file < header->strings_size &&
+    return range_follows(section->predicate, section->npredicates, header->npredicates, predicate) &&
+           range_follows(section->rule, section->nrules, header->nrules, rule) && section->file < header->strings_size &&
            section->engine <= ENGINE_OFF && section->otherwise <= OTHERWISE_ERROR &&
            providers_valid(section->providers) &&
            (!last || (section->npredicates == 0 && section->engine && section->otherwise));
@@ -97,8 +102,9 @@ static bool table_valid(const uint8_t *bytes, size_t size)
         return false;
 
     const struct table_section *sections = (const void *)(bytes + header->sections);
+    uint32_t predicate = 0, rule = 0;
     for (uint32_t i = 0; i < header->nsections; i++)
-        if (!section_valid(header, &sections[i], i + 1 == header->nsections))
+        if (!section_valid(header, &sections[i], i + 1 == header->nsections, &predicate, &rule))
             return false;
     const struct table_predicate *predicates = (const void *)(bytes + header->predicates);
     for (uint32_t i = 0; i < header->npredicates; i++)
@@ -110,7 +116,8 @@ static bool table_valid(const uint8_t *bytes, size_t size)
             return false;
     const struct table_function *functions = (const void *)(bytes + header->functions);
     for (uint32_t i = 0; i < header->nfunctions; i++)
-        if (functions[i].module >= room || functions[i].name >= room || functions[i].file >= room)
+        if (functions[i].module >= room || functions[i].name >= room || functions[i].file >= room ||
+            functions[i].timeout_ms < 1 || functions[i].timeout_ms > TIMEOUT_MS_MAX)
             return false;
     const uint32_t *search_path = (const void *)(bytes + header->search_path);
     for (uint32_t i = 0; i < header->nsearch_path; i++)

@@ -8,6 +8,7 @@
 #define TABLE_MAGIC "SANTABLE"
 #define TABLE_VERSION 1
 #define TABLE_MAX_SIZE (16u << 20)
+#define TIMEOUT_MS_MAX 10000u
 
 enum { ROLE_LISTEN = 1, ROLE_CONNECT = 2 };                       /* bits */
 enum { FAMILY_V4 = 1, FAMILY_V6 = 2 };                            /* bits */
@@ -36,7 +37,8 @@ struct table_header {
     uint32_t reserved;
 };
 
-/* A [[process]] section, or (the last) the global scope. It applies when all of its predicates hold. The rules of the
+/* A [[process]] section, or (the last) the global scope. It applies when all of its predicates hold. The predicates and
+ * the rules of a section begin where those of the one before it end. The rules of the
  * sections that apply are tried in order, the global scope's last. Of `engine`, `otherwise` and `providers` the first
  * applying section that sets one wins; the global scope carries [defaults] and sets all of them. */
 struct table_section {
