@@ -180,7 +180,7 @@ int options_set(struct sock *sock, int fd, int level, int name, const void *valu
     int result = real.setsockopt(shadow, level, name, value, length);
     if (result == 0) {
         sock->options_late = true;
-        if (level == SOL_SOCKET && (name == SO_SNDBUF || name == SO_RCVBUF))
+        if (sock_phase(sock) != SOCK_CONNECTING && level == SOL_SOCKET && (name == SO_SNDBUF || name == SO_RCVBUF))
             real.setsockopt(fd, level, name, value, length);
         options_record(sock, level, name, value, length);
     }
