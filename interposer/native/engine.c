@@ -34,6 +34,7 @@
 #pragma weak __libc_stack_end
 
 #define STACK_NEEDED (64u << 10)
+#define MEMORY_NEEDED (32u << 20)
 #define START_STACK (1u << 20)
 #define FUNCTION_STACK (8u << 20)      /* what CPython's own recursion limits are made for */
 #define START_MS 5000
@@ -260,7 +261,9 @@ static int names_libpython(struct dl_phdr_info *object, size_t size, void *unuse
 
 static bool python_host(void)
 {
-    return dlsym(RTLD_DEFAULT, "Py_IsInitialized") || dl_iterate_phdr(names_libpython, NULL);
+    bool found = dlsym(RTLD_DEFAULT, "Py_IsInitialized") || dl_iterate_phdr(names_libpython, NULL);
+    dlerror();                         /* what was not found is no error of the program's */
+    return found;
 }
 
 static size_t read_some(const char *path, char *buffer, size_t size)
@@ -366,6 +369,16 @@ static int give_back_pages(struct dl_phdr_info *object, size_t size, void *libpy
     return 1;
 }
 
+/* Python ends the program where memory runs out while it starts. */
+static bool memory_is_short(void)
+{
+    void *room = mmap(NULL, MEMORY_NEEDED, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (room == MAP_FAILED)
+        return true;
+    munmap(room, MEMORY_NEEDED);
+    return false;
+}
+
 static uint16_t load_python(const void *table)
 {
     const struct table_header *header = header_of(table);
@@ -385,6 +398,10 @@ static uint16_t load_python(const void *table)
     if (!found) {
         /* Python would print to the host's stderr and give up half way. */
         trace_log("engine: no encodings module in the search path: the standard library is missing");
+        return REASON_ENGINE_FAILED;
+    }
+    if (memory_is_short()) {
+        trace_log("engine: less than %u MiB of memory are left", MEMORY_NEEDED >> 20);
         return REASON_ENGINE_FAILED;
     }
     /* Global: extension modules look for Py* symbols there. */
@@ -882,6 +899,20 @@ static bool already_asking(uintptr_t here)
     return false;
 }
 
+/* The program may want another rounding, or exceptions that are signals; Python's arithmetic wants neither, nor does the
+ * program Python's flags. Returns what was in force. */
+#define FLOAT_DEFAULT 0x1f80u
+static uint32_t float_control(uint32_t control)
+{
+#ifdef __x86_64__
+    uint32_t before = __builtin_ia32_stmxcsr();
+    __builtin_ia32_ldmxcsr(control);
+    return before;
+#else
+    return control;
+#endif
+}
+
 void engine_ask(const void *table, const struct decision_request *request, struct verdict *out)
 {
     int saved = errno, cancel;
@@ -893,7 +924,9 @@ void engine_ask(const void *table, const struct decision_request *request, struc
     } else if (!function_thread && fork_mode == FORK_NONE && !already_asking(here)) {
         asking = here;
         pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
+        uint32_t control = float_control(FLOAT_DEFAULT);
         reason = ask(table, request, out);
+        float_control(control);
         pthread_setcancelstate(cancel, &cancel);
         asking = 0;
     }
