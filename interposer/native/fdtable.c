@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #define HIDDEN_CEILING 16384           /* a larger kernel table costs every fork */
+#define HIDDEN_DEPTH 64                /* below the limit, where there is no room above it */
 #define RECLAIM 32                     /* parked sockets given up at a time */
 
 _Atomic(_Atomic(struct sock *) *) fdtable_leaves[FDTABLE_LEAVES];
@@ -282,11 +283,13 @@ static int above_limit(int fd, const struct rlimit *limit)
     return copy;
 }
 
-/* As high below the limit as there is room. */
+/* As high below the limit as there is room. A program that may have only a few descriptors gets all of them. */
 static int below_limit(int fd, const struct rlimit *limit)
 {
-    static _Atomic rlim_t depth = 64;
+    static _Atomic rlim_t depth = HIDDEN_DEPTH;
     rlim_t top = limit->rlim_cur < HIDDEN_CEILING ? limit->rlim_cur : HIDDEN_CEILING;
+    if (top < HIDDEN_DEPTH)
+        return -1;
     for (;;) {
         rlim_t below = depth < top ? depth : top;
         int copy = real.fcntl(fd, F_DUPFD_CLOEXEC, (long)(top - below));
