@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-import zlib
 
 import interposer
 from interposer.config import locate
@@ -82,7 +81,7 @@ def origin(data: bytes) -> tuple[str, bool, list[str], bool] | None:
     """Of what a table was made, by its key: path of the policy, whether it was named, providers, require. None where it
     is not one that this installation could have made."""
     try:
-        table = layout.Table(data) if _sound(data) else None
+        table = layout.Table(data) if layout.sound(data) else None
     except layout.TableError:
         return None
     lines = table.key.split("\n") if table and table.engine_module == ENGINE else []
@@ -108,7 +107,7 @@ def fetch(choice: Choice, environ: Mapping[str, str], *, fresh: bool = False) ->
     wanted = key(choice)
     if not fresh:
         data = runtime.read(place)
-        if data is not None and _sound(data) and _current(layout.key_of(data), wanted):
+        if data is not None and layout.sound(data) and _current(layout.key_of(data), wanted):
             return Cached(place, data)
     loaded, data = compile_choice(choice, helper=helper_address(place), wanted=wanted)
     runtime.write(place, data)
@@ -185,12 +184,6 @@ def _engines(data: bytes) -> set[int]:
     first, count = header[6], header[7]
     found = {layout.SECTION.unpack_from(data, first + i * layout.SECTION.size)[6] for i in range(count)}
     return found - {layout.ENGINE_INHERIT}
-
-
-def _sound(data: bytes) -> bool:
-    if len(data) < layout.HEADER.size:
-        return False
-    return bool(layout.HEADER.unpack_from(data)[3] == zlib.crc32(memoryview(data)[layout.HEADER.size :]))
 
 
 def _stamp(path: str) -> str:

@@ -34,7 +34,7 @@ static _Atomic(struct policy_table *) retired[RETIRED];
 static _Atomic uint32_t retirements;
 static _Atomic uint32_t readers;       /* threads inside a function that uses `current` */
 static _Atomic uint64_t next_check;    /* milliseconds of the monotonic clock */
-static _Atomic uint64_t seen[3];       /* inode, modification time and size of the file last looked at */
+static _Atomic uint64_t seen[3];       /* inode, change time and size of the file last looked at */
 static _Atomic(const struct process_facts *) facts_of_process;
 static char table_path[PATH_MAX];
 
@@ -47,8 +47,9 @@ static uint64_t milliseconds(void)
 
 static bool file_changed(const struct stat *status)
 {
+    /* The change time: a table that was refused for its owner or mode may be taken when these were mended. */
     uint64_t now[3] = {status->st_ino,
-                       (uint64_t)status->st_mtim.tv_sec * 1000000000u + (uint64_t)status->st_mtim.tv_nsec,
+                       (uint64_t)status->st_ctim.tv_sec * 1000000000u + (uint64_t)status->st_ctim.tv_nsec,
                        (uint64_t)status->st_size};
     bool changed = false;
 
@@ -82,6 +83,8 @@ static int take_table(void)
     struct stat status = {0};
     int error = policy_table_read(table_path, atomic_load(&facts_of_process), &table, &status);
 
+    if (error == -REASON_NO_MEMORY)
+        status.st_ino = 0;             /* not seen yet */
     file_changed(&status);
     if (error)
         return error;
@@ -425,6 +428,7 @@ void flows_decide(uint8_t role, int family, const struct endpoint *local, const 
             break;
         if (attempt + 1 == ATTEMPTS) {
             stay_on_tcp(out, REASON_ENGINE_BUSY);
+            out->otherwise = table->otherwise;
             break;
         }
     }

@@ -72,7 +72,8 @@ static bool section_valid(const struct table_header *header, const struct table_
                           uint32_t *predicate, uint32_t *rule)
 {
     return range_follows(section->predicate, section->npredicates, header->npredicates, predicate) &&
-           range_follows(section->rule, section->nrules, header->nrules, rule) && section->file < header->strings_size &&
+           range_follows(section->rule, section->nrules, header->nrules, rule) &&
+           section->file < header->strings_size &&
            section->engine <= ENGINE_OFF && section->otherwise <= OTHERWISE_ERROR &&
            providers_valid(section->providers) &&
            (!last || (section->npredicates == 0 && section->engine && section->otherwise));

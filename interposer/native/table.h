@@ -38,9 +38,9 @@ struct table_header {
 };
 
 /* A [[process]] section, or (the last) the global scope. It applies when all of its predicates hold. The predicates and
- * the rules of a section begin where those of the one before it end. The rules of the
- * sections that apply are tried in order, the global scope's last. Of `engine`, `otherwise` and `providers` the first
- * applying section that sets one wins; the global scope carries [defaults] and sets all of them. */
+ * the rules of a section begin where those of the one before it end. The rules of the sections that apply are tried in
+ * order, the global scope's last. Of `engine`, `otherwise` and `providers` the first applying section that sets one
+ * wins; the global scope carries [defaults] and sets all of them. */
 struct table_section {
     uint32_t predicate, npredicates;
     uint32_t rule, nrules;
@@ -72,7 +72,7 @@ struct table_rule {
 
 struct table_function {
     uint32_t module, name;              /* strings */
-    uint32_t timeout_ms, reserved;
+    uint32_t timeout_ms, reserved;      /* 1 to TIMEOUT_MS_MAX */
     uint32_t file, line;
 };
 #endif

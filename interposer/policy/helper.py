@@ -11,6 +11,7 @@ import _socket
 import _thread
 import os
 import select
+import stat
 import struct
 import sys
 import time
@@ -19,7 +20,7 @@ from interposer.policy import reasons
 from interposer.policy.engine import Engine, Facts
 from interposer.policy.functions import Functions, forget_modules, tcp
 from interposer.policy.request import OPTION_SIZE
-from interposer.policy.table import ACTION_ASK, FUNCTION_NONE, MAX_SIZE, Table, TableError
+from interposer.policy.table import ACTION_ASK, FUNCTION_NONE, MAX_SIZE, Table, TableError, sound
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -147,11 +148,15 @@ class Helper:
 
     def read_table(self) -> Table:
         """The table as it is on disk. Raises OSError and TableError; nothing that others can write to is believed."""
-        with open(self.table_path, "rb") as source:
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+        with open(os.open(self.table_path, flags), "rb") as source:
             status = os.fstat(source.fileno())
-            if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022 or status.st_size > MAX_SIZE:
+            ours = stat.S_ISREG(status.st_mode) and status.st_uid in (0, os.geteuid())
+            if not ours or status.st_mode & 0o022 or status.st_size > MAX_SIZE:
                 raise TableError("not a table of ours")
-            data = source.read()
+            data = source.read(MAX_SIZE)
+        if not sound(data):
+            raise TableError("not a whole table")
         table = Table(data)
         forget_modules()
         self.timeouts = 0

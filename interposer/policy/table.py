@@ -212,6 +212,15 @@ def prefix_mask(prefix: int) -> int:
     return ((1 << prefix) - 1) << (128 - prefix)
 
 
+def sound(data: bytes) -> bool:
+    """Whether the bytes are whole, by their checksum. In programs native/policy_table.c sees to that, and to more."""
+    import zlib
+
+    if len(data) < HEADER.size:
+        return False
+    return bool(HEADER.unpack_from(data)[3] == zlib.crc32(memoryview(data)[HEADER.size :]))
+
+
 def key_of(data: bytes) -> str:
     """The launcher's cache key of a table, "" where the bytes are not a table of this version."""
     if len(data) < HEADER.size:

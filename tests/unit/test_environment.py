@@ -156,7 +156,7 @@ def test_damaged_table_is_compiled_again(policy: Path, environ: dict[str, str], 
     fetch(policy, environ)
     assert len(Path(good.path).read_bytes()) == len(good.data)
     assert runtime.read(good.path) is not None
-    assert table_cache._sound(Path(good.path).read_bytes())
+    assert table_cache.layout.sound(Path(good.path).read_bytes())
 
 
 def test_helper_is_wanted_only_where_code_can_run(policy: Path, environ: dict[str, str]) -> None:
@@ -195,7 +195,7 @@ def test_table_knows_what_it_was_made_of(tmp_path: Path, environ: dict[str, str]
     other = cached.data.replace(table_cache.ENGINE.encode(), b"/" + b"x" * (len(table_cache.ENGINE) - 1))
     size = table_cache.layout.HEADER.size
     other = other[:16] + zlib.crc32(other[size:]).to_bytes(4, sys.byteorder) + other[20:]
-    assert table_cache._sound(other) and table_cache.origin(other) is None
+    assert table_cache.layout.sound(other) and table_cache.origin(other) is None
 
 
 def test_found_and_named_policies_do_not_take_turns(tmp_path: Path, environ: dict[str, str]) -> None:

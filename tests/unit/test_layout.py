@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from build_c import NATIVE, compile_c
 
+from interposer.config import model
 from interposer.diag import stats
 from interposer.policy import functions, helper, reasons, request, table
 from interposer.providers import NAMES
@@ -58,6 +59,7 @@ CONSTANTS = {
     "PROVIDERS_MAX": table.PROVIDERS_MAX,
     "TABLE_VERSION": table.VERSION,
     "TABLE_MAX_SIZE": table.MAX_SIZE,
+    "TIMEOUT_MS_MAX": model.TIMEOUT_MS_MAX,
     "RULE_DEFAULT": table.RULE_DEFAULT,
     "FUNCTION_NONE": table.FUNCTION_NONE,
     "REMEMBER_NOT": functions.REMEMBER_NOT,
