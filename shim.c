@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <sched.h>
 #include <stdarg.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
@@ -476,6 +477,19 @@ int hook_posix_spawnp(pid_t *pid, const char *file, const posix_spawn_file_actio
     return real.posix_spawnp(pid, file, actions, attributes, arguments, environment);
 }
 
+/* A child with its parent's memory and thread-local data is what a vfork child is, whichever stack it runs on. */
+static void note_clone(long flags)
+{
+    if (flags & CLONE_VM && !(flags & (CLONE_THREAD | CLONE_SETTLS)))
+        lifecycle_vfork = 1;
+}
+
+int hook_clone(int (*run)(void *), void *stack, int flags, void *argument, pid_t *parent, void *tls, pid_t *child)
+{
+    note_clone(flags);
+    return real.clone(run, stack, flags, argument, parent, tls, child);
+}
+
 int hook_setns(int fd, int type)
 {
     lifecycle_moved = true;
@@ -533,6 +547,8 @@ long hook_syscall(long number, long a, long b, long c, long d, long e, long f)
 {
     if (lifecycle_active && is_ours(number))
         return by_number(number, a, b, c, d);
+    if (number == SYS_clone)
+        note_clone(a);
     if (number == SYS_io_uring_setup)
         lifecycle_io_uring = true;
     if (number == SYS_setns || number == SYS_unshare)

@@ -5,7 +5,7 @@
 #include <stdint.h>
 
 extern bool lifecycle_active;          /* a policy is loaded, and nobody switched us off */
-extern _Thread_local int lifecycle_vfork;   /* set by the vfork hook, in parent and child alike */
+extern _Thread_local int lifecycle_vfork;   /* set by the hooks of vfork and clone, in parent and child alike */
 extern int32_t lifecycle_pid;
 
 /* True in a process that shares its memory with its parent (vfork): the tables are the parent's, and must be left alone. */
