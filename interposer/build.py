@@ -135,13 +135,13 @@ def _check_exports(library: Path, hooks: set[str]) -> None:
 
 
 def _build_engine(output: Path, verbose: bool) -> Path:
-    policy = ROOT / "interposer" / "policy"
-    if not _stale(output, [policy / "build_engine.py", *NATIVE.glob("*.h"), *NATIVE.glob("*.def"), Path(__file__)]):
-        return output
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
+    module = import_module("interposer.policy.build_engine")
+    if not _stale(output, [*module.sources(), Path(__file__)]):
+        return output
     try:
-        import_module("interposer.policy.build_engine").build(str(output))
+        module.build(str(output))
     except subprocess.CalledProcessError as error:
         raise BuildError(f"the engine module does not compile:\n{error.stderr}") from None
     os.utime(output)
@@ -192,7 +192,7 @@ class BuildExt(build_ext):
 
     def get_source_files(self) -> list[str]:
         """For the source distribution."""
-        files = [*native_sources(), *NATIVE.glob("*.h"), *NATIVE.glob("*.def")]
+        files = [*native_sources(), *NATIVE.glob("*.h"), *NATIVE.glob("*.def"), ROOT / "interposer/policy/embed.c"]
         return [str(path.relative_to(ROOT)) for path in files]
 
 

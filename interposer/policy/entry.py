@@ -5,6 +5,7 @@ Runs inside other people's programs; starting it may cost a few milliseconds, so
 
 from __future__ import annotations
 
+import encodings
 import sys
 
 from _interposer import ffi, lib
@@ -147,5 +148,7 @@ def decide_by_rules(
 decide_by_function: Callable[..., Answer] | None = None
 """Functions.decide of the table of today."""
 
+# Compiled in, so it does not know where its other modules are.
+encodings.__path__ = [f"{folder}/encodings" for folder in sys.path]
 sys.stdout = sys.stderr = sys.__stdout__ = sys.__stderr__ = Log()  # type: ignore[assignment,misc]
 sys.meta_path.insert(0, SignalGuard())

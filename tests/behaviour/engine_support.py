@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from interposer import config
+from interposer.build import build_all
 from interposer.config.compile import compile_policy
 from interposer.launch import libpython
 
@@ -27,6 +28,7 @@ FIRST = '[[rule]]\nrole = "connect"\nremote = "127.0.0.1:{port}"\nuse = "python:
 def host() -> str:
     """The path of the host program, newly built."""
     HOST.parent.mkdir(parents=True, exist_ok=True)
+    build_all(ROOT / "interposer", ROOT / ".build", verbose=False)  # the engine's Python modules are compiled in
     sources = [
         ROOT / "tests/hosts/engine_host.c",
         *(NATIVE / f"{name}.c" for name in ("engine", "helper", "real", "trace")),
