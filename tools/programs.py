@@ -27,6 +27,8 @@ from typing import IO, Any, TypeVar
 ROOT = Path(__file__).resolve().parent.parent
 SANRUN = ROOT / ".venv/bin/sanrun"
 SANCTL = ROOT / ".venv/bin/sanctl"
+GUNICORN = ROOT / ".venv/bin/gunicorn"
+UVICORN = ROOT / ".venv/bin/uvicorn"
 PYTHON = "/usr/bin/python3"
 LOOPBACK = "127.0.0.1"
 WAIT = 10.0
@@ -80,9 +82,10 @@ class Socket:
 
 
 def _ss(*options: str) -> Iterator[list[str]]:
-    text = subprocess.run(["ss", "-H", *options], capture_output=True, text=True, timeout=WAIT, check=True).stdout
-    for line in text.splitlines():
-        yield line.split()
+    text = subprocess.run(["ss", "-H", *options], capture_output=True, timeout=WAIT, check=True).stdout
+    for line in text.decode(errors="replace").rstrip("\n").split("\n"):   # other programs' names may hold any byte
+        if line:
+            yield line.split()
 
 
 def _pids(words: Sequence[str]) -> frozenset[int]:
@@ -159,6 +162,12 @@ def counters(pids: frozenset[int]) -> Counters:
 
     return Counters(total("connections"), total("listeners"), total("reasons"),
                     sum(process["upcalls"] for process in mine), frozenset(process["engine"] for process in mine))
+
+
+def shares(pids: frozenset[int]) -> dict[int, Mapping[str, int]]:
+    """The connections of each process by provider. A process without any may be absent."""
+    return {process["pid"]: process["connections"] for process in _sanctl("stats")["processes"]
+            if process["pid"] in pids}
 
 
 def rows(pids: frozenset[int]) -> list[dict[str, Any]]:
@@ -351,19 +360,21 @@ class Programs:
         """Runs `argv` to its end and returns its stdout."""
         return self.start(argv, policy, pipes=True).finish(seconds)
 
-    def serve(self, argv: Sequence[str], policy: Policy | None, port: int) -> Program:
-        """Starts a server and waits until its listener is there, under the switch its companion too. Does not connect,
-        as that would count."""
+    def serve(self, argv: Sequence[str], policy: Policy | None, port: int, *, companion: bool = True,
+              processes: int = 1) -> Program:
+        """Starts a server and waits until its listener is there, under the switch its companion too unless it can have
+        none, and as many processes. Does not connect, as that would count."""
         program = self.start(argv, policy)
+        companion = companion and program.switched
 
         def listens() -> bool:
             if program.popen.poll() is not None:
                 raise Failed(f"{program}: status {program.popen.returncode}\n{program.said()}")
             now = kernel(port)
-            return bool(now.tcp_listeners and (now.listeners or not program.switched))
+            return bool(now.tcp_listeners and (now.listeners or not companion)) and len(program.pids) >= processes
 
         try:
-            wait_for(listens, f"{program} listens on port {port}" + (" with a companion" if program.switched else ""))
+            wait_for(listens, f"{program} listens on port {port}" + (" with a companion" if companion else ""))
         except Failed as failure:
             raise Failed(f"{failure}\n{kernel(port)}\n{program.said()}\n{self.logged()}") from None
         return program

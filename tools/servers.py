@@ -5,7 +5,20 @@ from __future__ import annotations
 import textwrap
 from pathlib import Path
 
-from programs import LOOPBACK, PYTHON, Policy, Program, Programs
+from programs import GUNICORN, LOOPBACK, PYTHON, UVICORN, Policy, Program, Programs
+
+APPS = Path(__file__).resolve().parent.parent / "tests/apps"
+WORKERS = 2
+GUNICORN_SETTINGS = f"""\
+bind = "{LOOPBACK}:{{port}}"
+workers = {WORKERS}
+worker_class = "{{worker_class}}"
+threads = {{threads}}
+pythonpath = "{APPS}"
+graceful_timeout = 10
+keepalive = 30
+control_socket_disable = True
+"""
 
 
 def http_server(apps: Programs, policy: Policy | None, port: int, site: Path) -> Program:
@@ -56,3 +69,43 @@ def redis(apps: Programs, policy: Policy | None, port: int) -> Program:
 def iperf3(apps: Programs, policy: Policy | None, port: int) -> Program:
     """Listens on the dual-stack wildcard, as it does unless told otherwise."""
     return apps.serve(["iperf3", "--server", "--forceflush", "--port", str(port)], policy, port)
+
+
+def iperf2(apps: Programs, policy: Policy | None, port: int) -> Program:
+    """A thread for each stream."""
+    return apps.serve(["iperf", "--server", "--port", str(port)], policy, port)
+
+
+def socat(apps: Programs, policy: Policy | None, port: int, to: int) -> Program:
+    """Hands each connection on to the port `to`, in a child of its own, which waits for the end of both directions."""
+    listen = f"TCP-LISTEN:{port},bind={LOOPBACK},reuseaddr,fork,backlog=64"
+    return apps.serve(["socat", "-t", "30", listen, f"TCP:{LOOPBACK}:{to}"], policy, port)
+
+
+def node(apps: Programs, policy: Policy | None, port: int, site: Path, *, cluster: str = "", ring: bool = False,
+         companion: bool = True) -> Program:
+    """One process, or with `cluster` a primary and two workers: "rr", where the primary accepts and passes connections
+    on, or "none", where the workers listen on a descriptor that they got. `ring`: libuv may use io_uring."""
+    argv = ["env", f"UV_USE_IO_URING={int(ring)}", "node", str(APPS / "node_server.js"), str(port), str(site)]
+    if cluster:
+        argv += [cluster, str(WORKERS)]
+    return apps.serve(argv, policy, port, companion=companion and cluster != "none",
+                      processes=1 + WORKERS if cluster else 1)
+
+
+def gunicorn(apps: Programs, policy: Policy | None, port: int, site: Path, worker_class: str) -> Program:
+    """A master that listens, and two workers that accept."""
+    settings = apps.directory / f"gunicorn-{port}.conf.py"
+    threads = 1 if worker_class == "sync" else 8
+    settings.write_text(GUNICORN_SETTINGS.format(port=port, worker_class=worker_class, threads=threads))
+    argv = [str(GUNICORN), "--config", str(settings), "--chdir", str(site), "web_app:wsgi"]
+    return apps.serve(argv, policy, port, processes=1 + WORKERS)
+
+
+def uvicorn(apps: Programs, policy: Policy | None, port: int, site: Path, workers: int) -> Program:
+    """One process; or a parent that only binds, and workers that it starts anew with the bound socket."""
+    application = ["--app-dir", str(APPS), "--no-access-log", "web_app:asgi"]
+    argv = ["env", f"--chdir={site}", str(UVICORN), "--host", LOOPBACK, "--port", str(port), "--workers", str(workers)]
+    # The parent, a process that watches over shared resources, and the workers.
+    return apps.serve([*argv, *application], policy, port, companion=workers == 1,
+                      processes=1 if workers == 1 else 2 + workers)

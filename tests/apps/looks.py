@@ -39,24 +39,37 @@ def on_san(port: int, client: Program, server: Program, at_least: int = 1) -> No
     assert not counted.connections.get("tcp"), counted
     assert counted.listeners.get("unix"), counted
 
+    listed = programs.rows(client.pids | server.pids)
     for program, role, key in ((client, "connect", "peer"), (server, "accept", "local")):
-        listed = programs.rows(program.pids)
-        providers = [row["provider"] for row in listed
-                     if row["role"] == role and row[key] == f"{programs.LOOPBACK}:{port}"]
+        providers = [row["provider"] for row in listed if row["pid"] in program.pids
+                     and row["role"] == role and row[key] == f"{programs.LOOPBACK}:{port}"]
         assert providers and set(providers) == {"unix"}, listed
 
 
-def on_tcp(port: int, client: Program, server: Program, why: str = "NO_COMPANION") -> None:
+def on_tcp(port: int, client: Program, server: Program, why: str = "NO_COMPANION",
+           server_why: str | None = "PEER_TCP") -> None:
     """All connections of `port` that now exist are on TCP, in the kernel and in the counters of the programs that are
-    interposed, and these say why: the client `why`, the server that the client came by TCP."""
+    interposed, and these say why: the client `why`, the server `server_why`, that the client came by TCP, unless it is
+    None."""
     now = _kernel(port, "a TCP connection", lambda now: len(now.tcp) >= 2)
     assert not now.connecting, now
     assert not now.accepted, now
-    for program, reason in ((client, why), (server, "PEER_TCP")):
-        if program.switched:
+    for program, reason in ((client, why), (server, server_why)):
+        if program.switched and reason:
             counted = _counted(program, "a TCP connection", lambda counted: bool(counted.connections.get("tcp")))
             assert not counted.connections.get("unix"), counted
             assert counted.reasons.get(reason), counted
+
+
+def worker(port: int, server: Program) -> int:
+    """The child of `server` that has the only connection of `port`."""
+    now = _kernel(port, "one worker", lambda now: len(_accepted(now, port, server)) == 1)
+    return min(_accepted(now, port, server))
+
+
+def _accepted(now: Kernel, port: int, server: Program) -> frozenset[int]:
+    rows = [*now.accepted, *(row for row in now.tcp if row.local.endswith(f":{port}"))]
+    return frozenset(pid for row in rows for pid in row.pids & server.pids - {server.pid})
 
 
 def engine(program: Program, policy: Policy, *, python: bool = False) -> None:

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import looks
 import pytest
 import servers
-from programs import LOOPBACK, Policy, Program, Programs
+from clients import curl, same
+from programs import Policy, Programs
 
 RULE = """\
 version = 1
@@ -16,16 +16,6 @@ role = "both"
 use = "python:site_policy:decide"
 """
 SERVERS = {"http.server": servers.http_server, "nginx": servers.nginx}
-
-
-def curl(apps: Programs, policy: Policy | None, port: int) -> Program:
-    """Fetches `large` into a pipe. As long as nobody reads the pipe, the connection stays."""
-    url = f"http://{LOOPBACK}:{port}/large"
-    return apps.start(["curl", "--silent", "--show-error", "--fail", url], policy, pipes=True)
-
-
-def same(client: Program, site: Path) -> bool:
-    return hashlib.sha256(client.finish()).digest() == hashlib.sha256((site / "large").read_bytes()).digest()
 
 
 @pytest.mark.parametrize("server", SERVERS)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import signal
 import time
 from pathlib import Path
@@ -11,27 +10,10 @@ import looks
 import programs
 import pytest
 import servers
-from programs import LOOPBACK, Policy, Program, Programs
-
-CONNECTIONS = 16
-CLOSE = ["--header", "Connection: close"]
+from clients import CLOSE, CONNECTIONS, requests, wrk
+from programs import LOOPBACK, Policy, Programs
 
 reuseport = pytest.mark.parametrize("reuseport", [False, True], ids=["shared", "reuseport"])
-
-
-def wrk(apps: Programs, policy: Policy | None, port: int, *options: str, seconds: int = 1) -> Program:
-    argv = ["wrk", "--threads", "1", "--connections", str(CONNECTIONS), "--duration", f"{seconds}s", "--timeout", "5s"]
-    return apps.start([*argv, *options, f"http://{LOOPBACK}:{port}/small"], policy, pipes=True)
-
-
-def requests(client: Program) -> int:
-    """How many requests a finished wrk made; fails when one of them failed."""
-    report = client.finish().decode()
-    assert "Socket errors" not in report, report
-    assert "Non-2xx" not in report, report
-    found = re.search(r"(\d+) requests in", report)
-    assert found, report
-    return int(found[1])
 
 
 @reuseport
