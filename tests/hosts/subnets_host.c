@@ -192,12 +192,24 @@ static void nest_fork(void)
     nested_answer = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
 
+/* One more question inside the first one that renews the table, whose age is what the switch wants. */
+static void renewal(void)
+{
+    during = nest;
+    sockets = 0;
+    for (double end = milliseconds() + FOLLOW_MS; during && milliseconds() < end; usleep(500))
+        served_now(0, nested_address);
+    printf("%d %u\n", nested_answer, sockets);
+}
+
 static _Atomic bool stop;
 static _Atomic unsigned wrong, questions;
 static struct endpoint yes, no;
+static pthread_barrier_t together;
 
 static void *hammer(void *unused)
 {
+    pthread_barrier_wait(&together);
     while (!stop) {
         wrong += !netinfo_serves(&providers[0], &yes) + netinfo_serves(&providers[0], &no);
         questions++;
@@ -214,6 +226,7 @@ static void rate(unsigned seconds, unsigned threads, const char *in, const char 
     stop = false;
     quiet = true;
     wrong = questions = sockets = 0;
+    pthread_barrier_init(&together, NULL, threads);
     for (unsigned i = 0; i < threads; i++)
         pthread_create(&ids[i], NULL, hammer, NULL);
     sleep(seconds);
@@ -255,6 +268,8 @@ static void obey(char *line)
     } else if (sscanf(line, "fork %63s", nested_address) == 1) {
         during = nest_fork;
         puts("ok");
+    } else if (sscanf(line, "renewal %63s", nested_address) == 1) {
+        renewal();
     } else if (strcmp(line, "nested") == 0) {
         printf("%d\n", nested_answer);
     } else if (strcmp(line, "leave") == 0) {
