@@ -241,7 +241,7 @@ void companion_stop_moving(const struct moving *moving)
 static int conclude(struct sock *sock, int fd, int error)
 {
     struct companion *companion = &sock->companions[0];
-    atomic_store(&sock->completion, COMPLETION_NONE);
+    atomic_store(&sock->completion, COMPLETION_RUNNING);
     if (!error) {
         if (sock->options_late)
             replay_options(sock, companion->provider, companion->descriptor);
@@ -294,12 +294,6 @@ static int go_on(struct sock *sock, int fd, const struct verdict *verdict, int i
 {
     for (; result < 0 && index < PROVIDERS_MAX && verdict->providers[index]; index++)
         result = connect_by(sock, fd, verdict, index);
-    if (result == 0 || result == COMPANION_IN_PROGRESS)
-        return result;
-    if (sock->connecting)
-        connecting_give_back(sock, fd);
-    else
-        hidden_close(atomic_exchange(&sock->shadow, -1));
     return result;
 }
 
@@ -313,7 +307,14 @@ int companion_connect(struct sock *sock, int fd, const struct endpoint *remote, 
         return -REASON_ADDRESS;        /* the kernel's error */
     sock->remote = *remote;
     close_companions(sock);            /* of a listener that was shut down before */
-    return go_on(sock, fd, verdict, 0, -REASON_NO_PROVIDER);
+    int result = go_on(sock, fd, verdict, 0, -REASON_NO_PROVIDER);
+    if (result == 0 || result == COMPANION_IN_PROGRESS)
+        return result;
+    if (sock->connecting)
+        connecting_give_back(sock, fd);
+    else
+        hidden_close(atomic_exchange(&sock->shadow, -1));
+    return result;
 }
 
 int companion_resume(struct sock *sock, int fd, const struct verdict *verdict, int provider, int error)
@@ -501,10 +502,6 @@ void companion_dispose(struct sock *sock)
     close_companions(sock);
     connecting_dispose(sock);
     companion_stop_moving(&sock->moving);
-    for (int i = 0; i < sock->nregistrations; i++)
-        if (sock->registrations[i].epfd >= 0 && sock->registrations[i].owned)
-            hidden_close(sock->registrations[i].via);
-    hidden_close(sock->epoll);
-    hidden_close(sock->epoll_old);
+    readiness_dispose(sock);
     hidden_close(atomic_exchange(&sock->shadow, -1));
 }

@@ -11,7 +11,8 @@
  * for a moment. */
 int companion_connect(struct sock *sock, int fd, const struct endpoint *remote, const struct verdict *verdict);
 /* The connect in progress by that provider of the verdict has ended with `error`: takes the companion over or tries the
- * next providers. As companion_connect; fd is one of the socket's descriptors, or -1. */
+ * next providers. As companion_connect, but where nobody could, the placeholder stays; fd is one of the socket's
+ * descriptors, or -1. */
 int companion_resume(struct sock *sock, int fd, const struct verdict *verdict, int provider, int error);
 /* Closes the companion of a connect in progress. */
 void companion_abandon(struct sock *sock);

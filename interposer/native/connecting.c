@@ -134,6 +134,7 @@ bool connecting_cancel(struct sock *sock, int fd)
         return false;
     companion_abandon(sock);
     connecting_give_back(sock, fd);
+    atomic_store(&sock->connect_error, ECONNRESET | CONNECT_CANCELLED);   /* as TCP says in SYN_SENT */
     atomic_store(&sock->phase, SOCK_FRESH);
     connecting_release(sock);
     return true;
@@ -170,14 +171,22 @@ void connecting_end_in_child(struct sock *sock)
     forget(sock);
 }
 
-int connecting_wait(struct sock **held, int fd)
+bool connecting_goes_on(const struct sock *sock)
+{
+    for (int tries = 0; tries < 100000 && sock_is_slow(sock, SLOW_CONNECTING) &&
+                        atomic_load(&sock->completion) == COMPLETION_RUNNING; tries++)
+        sched_yield();                 /* bounded: a signal handler may have interrupted the maker */
+    return sock_is_slow(sock, SLOW_CONNECTING);
+}
+
+int connecting_wait(struct sock **held, int fd, int option)
 {
     struct sock *sock = *held;
     uint32_t generation = atomic_load(&sock->item.generation);
     struct timeval limit = {0};
     socklen_t length = sizeof limit;
-    if (options_find(sock, SOL_SOCKET, SO_SNDTIMEO) || sock->options_lost)
-        real.getsockopt(atomic_load(&sock->shadow), SOL_SOCKET, SO_SNDTIMEO, &limit, &length);
+    if (options_find(sock, SOL_SOCKET, option) || sock->options_lost)
+        real.getsockopt(atomic_load(&sock->shadow), SOL_SOCKET, option, &limit, &length);
     int64_t deadline = limit.tv_sec || limit.tv_usec
                            ? switch_now_ms() + limit.tv_sec * 1000 + (limit.tv_usec + 999) / 1000 : -1;
     while (sock_phase(sock) == SOCK_CONNECTING) {

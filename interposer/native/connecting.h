@@ -5,7 +5,8 @@
 #define INTERPOSER_CONNECTING_H
 #include "fdtable.h"
 
-/* Of sock->completion. Above: the connect has ended before wsp_connect returned, with minus the difference. */
+/* Of sock->completion: armed, an up-call will end the connect; running, its end is being made. Above: it has ended before
+ * wsp_connect returned, with minus the difference. */
 enum { COMPLETION_NONE, COMPLETION_OPEN, COMPLETION_ARMED, COMPLETION_RUNNING, COMPLETION_EARLY = 0x10000 };
 
 /* Connects in progress in this process. */
@@ -30,8 +31,12 @@ void connecting_after_fork_child(struct sock *sock, int fd);
 void connecting_end_in_child(struct sock *sock);
 void connecting_unlock_in_child(void);
 /* Waits as a blocking connect() does, without a reference: *held is NULL where another socket has taken the number. 0 when
- * it has ended one way or another, or -errno. */
-int connecting_wait(struct sock **held, int fd);
+ * it has ended one way or another, or -errno: -EINPROGRESS after the time of the option `limit`, SO_SNDTIMEO or
+ * SO_RCVTIMEO. */
+int connecting_wait(struct sock **held, int fd, int limit);
+/* Is it still in progress? While its end is being made the descriptors may show it before the socket's phase does: waits
+ * until they agree. */
+bool connecting_goes_on(const struct sock *sock);
 /* From wpu.c: 0, or -EINVAL where none is in progress. */
 int connecting_complete(struct sock *sock, int error);
 

@@ -24,18 +24,16 @@ static ssize_t sent(int fd, ssize_t result, int flags)
     return -1;
 }
 
-/* On a socket that is still connecting a call waits, or says EAGAIN. 1: it may go on now, with what has become of fd. */
-static bool may_go_on(int fd, int flags)
+/* On a socket that is still connecting a call waits, for as long as the option `limit` says, or says EAGAIN. True: it may
+ * go on now, with what has become of fd. */
+static bool may_go_on(int fd, int flags, int limit)
 {
-    if (flags & MSG_DONTWAIT || real.fcntl(fd, F_GETFL, 0) & O_NONBLOCK) {
-        errno = EAGAIN;
-        return false;
-    }
+    bool waits = !(flags & MSG_DONTWAIT || real.fcntl(fd, F_GETFL, 0) & O_NONBLOCK);
     int saved = errno;
     struct sock *held = fdtable_get(fd);
-    int error = held ? -connecting_wait(&held, fd) : EBADF;
+    int error = !held ? EBADF : waits ? -connecting_wait(&held, fd, limit) : connecting_goes_on(held) ? EAGAIN : 0;
     if (held && !error)
-        error = atomic_exchange(&held->connect_error, 0);
+        error = sock_take_error(held);
     if (held)
         sock_put(held);
     errno = error == EINPROGRESS ? EAGAIN : error ? error : saved;
@@ -57,7 +55,7 @@ static ssize_t send_message(struct sock *sock, int fd, const struct msghdr *mess
     if (opens_again(sock, flags))
         return -1;
     if (sock_is_slow(sock, SLOW_CONNECTING)) {
-        if (!may_go_on(fd, flags))
+        if (!may_go_on(fd, flags, SO_SNDTIMEO))
             return -1;
         sock = fdtable_companion(fd);
         if (!sock)
@@ -183,7 +181,7 @@ ssize_t data_recvmsg(struct sock *sock, int fd, struct msghdr *message, int flag
     if (is_no_pointer(message))
         return real.recvmsg(fd, message, flags);
     if (sock_is_slow(sock, SLOW_CONNECTING)) {
-        if (!may_go_on(fd, flags))
+        if (!may_go_on(fd, flags, SO_RCVTIMEO))
             return -1;
         sock = fdtable_companion(fd);
         if (!sock)

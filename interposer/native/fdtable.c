@@ -118,7 +118,7 @@ struct sock *fdtable_new(int fd, int family, enum sock_phase phase)
     if (!sock)
         return NULL;
     memset((char *)sock + offsetof(struct sock, aliases), 0,
-           offsetof(struct sock, registrations) - offsetof(struct sock, aliases));
+           offsetof(struct sock, options) - offsetof(struct sock, aliases));
     sock->family = (uint8_t)family;
     sock->shadow = sock->epoll = sock->epoll_old = -1;
     sock->rule = RULE_DEFAULT;

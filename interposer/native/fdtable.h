@@ -18,7 +18,6 @@ enum sock_phase {
     SOCK_HIDDEN,                       /* the switch's own descriptor: no close() of the program reaches it */
 };
 
-#define SOCK_REGISTRATIONS 6
 
 /* One registration of an alias with an epoll: which descriptor stands there for it (the alias itself, the private epoll,
  * or a duplicate of that which this registration owns), and what the program gave. */
@@ -35,6 +34,8 @@ struct companion {
 };
 
 struct connecting;                     /* connecting.c */
+/* Beside the errno: the program ended the connect itself, so its next connect() is not told. */
+#define CONNECT_CANCELLED 0x10000
 
 struct moving {
     const struct wsp_mover *mover;     /* NULL: the kernel moves the data */
@@ -67,14 +68,14 @@ struct sock {
     int epoll, epoll_old;              /* a listener's private epoll of this process, and an inherited one; or -1 */
     int32_t epoll_pid;
     _Atomic uint32_t completion;       /* of a connect in progress: connecting.c */
-    _Atomic int connect_error;         /* errno of one that failed later, until the program has been told */
+    _Atomic int connect_error;         /* errno of one that failed later, until the program has been told; CONNECT_* */
     struct connecting *connecting;
     struct moving moving;
     uint32_t send_buffer, receive_buffer;   /* bytes, as the policy wants them; 0: as they are */
     uint8_t ncompanions, noptions, nregistrations;   /* registrations: places ever used */
     struct companion companions[PROVIDERS_MAX];
     struct endpoint local, remote;
-    struct sock_registration registrations[SOCK_REGISTRATIONS];
+    struct sock_registration *registrations;   /* readiness.c's; most sockets never need any */
     struct sock_option options[SOCK_OPTIONS];
 };
 
@@ -108,6 +109,12 @@ static inline struct sock *fdtable_companion(int fd)
 static inline bool sock_is_slow(const struct sock *sock, int why)
 {
     return atomic_load_explicit(&sock->slow, memory_order_relaxed) & why;
+}
+
+/* The errno of a connect that failed later, once. */
+static inline int sock_take_error(struct sock *sock)
+{
+    return atomic_exchange(&sock->connect_error, 0) & (CONNECT_CANCELLED - 1);
 }
 
 struct sock *fdtable_get(int fd);      /* with a reference, or NULL; never a hidden one */

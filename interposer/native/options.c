@@ -225,6 +225,6 @@ int options_get(struct sock *sock, int fd, int level, int name, void *value, soc
         return refuse(ENOBUFS);
     int result = real.getsockopt(shadow, level, name, value, length);
     if (result == 0 && level == IPPROTO_TCP && name == TCP_INFO && *length > 0)
-        *(uint8_t *)value = TCP_ESTABLISHED;   /* tcpi_state */
+        *(uint8_t *)value = sock_phase(sock) == SOCK_CONNECTING ? TCP_SYN_SENT : TCP_ESTABLISHED;   /* tcpi_state */
     return result;
 }

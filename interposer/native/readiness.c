@@ -51,6 +51,15 @@ int readiness_private_epoll(struct sock *sock, int fd)
 
 /* --- registrations --- */
 
+#define REGISTRATIONS 6
+
+struct registrations {
+    struct pool_item item;
+    struct sock_registration list[REGISTRATIONS];
+};
+
+POOL(lists, struct registrations);
+
 static struct sock_registration *find(struct sock *sock, int epfd, int fd)
 {
     for (int i = 0; i < sock->nregistrations; i++)
@@ -66,7 +75,11 @@ static bool record(struct sock *sock, const struct sock_registration *registrati
     struct sock_registration *place = find(sock, registration->epfd, registration->fd);
     if (!place)
         place = find(sock, -1, -1);
-    if (!place && sock->nregistrations < SOCK_REGISTRATIONS)
+    if (!place && !sock->registrations) {
+        struct registrations *fresh = pool_take(&lists);
+        sock->registrations = fresh ? fresh->list : NULL;
+    }
+    if (!place && sock->registrations && sock->nregistrations < REGISTRATIONS)
         place = &sock->registrations[sock->nregistrations++];
     if (place)
         *place = *registration;
@@ -96,6 +109,17 @@ void readiness_forget_alias(struct sock *sock, int fd)
         if (registration->epfd >= 0 && registration->fd == fd && (registration->via == fd || registration->owned))
             forget(sock, registration->epfd, fd);
     }
+}
+
+void readiness_dispose(struct sock *sock)
+{
+    for (int i = 0; i < sock->nregistrations; i++)
+        if (sock->registrations[i].epfd >= 0 && sock->registrations[i].owned)
+            hidden_close(sock->registrations[i].via);
+    if (sock->registrations)
+        pool_give(&lists, (char *)sock->registrations - offsetof(struct registrations, list));
+    hidden_close(sock->epoll);
+    hidden_close(sock->epoll_old);
 }
 
 /* The events that the kernel holds for one registration now: a ONESHOT that has fired holds none. */

@@ -23,6 +23,8 @@ int readiness_adopt_listener(struct sock *sock);
 void readiness_abandon_listener(struct sock *sock);
 /* fd is no alias any more: what stands in epolls under its number is another socket's to change. */
 void readiness_forget_alias(struct sock *sock, int fd);
+/* The socket is gone. */
+void readiness_dispose(struct sock *sock);
 /* The listener's private epoll in this process, made at need; -errno. */
 int readiness_private_epoll(struct sock *sock, int fd);
 #endif

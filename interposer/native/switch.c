@@ -213,11 +213,11 @@ static int disconnect(struct sock *sock, int fd)
 /* Waits for a connect in progress as a blocking connect() does, and says what it came to. 1: TCP's connect has begun. */
 static int await(struct sock **held, int fd)
 {
-    int error = connecting_wait(held, fd);
+    int error = connecting_wait(held, fd, SO_SNDTIMEO);
     if (error)
         return fail(-error);
     struct sock *sock = *held;
-    error = atomic_exchange(&sock->connect_error, 0);
+    error = sock_take_error(sock);
     if (error)
         return fail(error);
     sock->announce = false;
@@ -237,6 +237,8 @@ static int connect_again(struct sock **held, int fd, const struct sockaddr *addr
         if (real.fcntl(fd, F_GETFL, 0) & O_NONBLOCK)
             return fail(EALREADY);
         int result = await(held, fd);
+        if (result < 0 && errno == EINPROGRESS)
+            errno = EALREADY;          /* has waited in vain */
         if (result <= 0 || !unspecified)
             return result;
     }
@@ -289,28 +291,35 @@ static int decide_connect(struct sock *sock, int fd, const struct endpoint *remo
         sock->local = local;
         sock->remote = *remote;
     }
-    return settle(sock, fd, &verdict, result);
+    bool final = result > 0;
+    result = settle(sock, fd, &verdict, result);
+    connecting_release(sock);
+    if (final && real.fcntl(fd, F_GETFL, 0) & O_NONBLOCK) {   /* TCP would have learnt it from the network */
+        atomic_store(&sock->connect_error, errno);
+        return fail(EINPROGRESS);
+    }
+    return result;
 }
 
 /* In the provider's thread. The program learns of it by readiness, SO_ERROR or a second connect(). */
 void switch_completed(struct sock *sock, int fd, const struct verdict *verdict, int result)
 {
-    sock->announce = true;
-    result = settle(sock, fd, verdict, result);
-    if (result != 0)
-        sock->announce = false;
-    if (result < 0)
-        atomic_store(&sock->connect_error, errno);
-    if (result == 1 && fd >= 0) {
+    if (result < 0 && verdict->otherwise != OTHERWISE_ERROR) {   /* first: a fresh TCP socket looks connected to poll() */
         struct sockaddr_storage address;
         socklen_t length = sizeof address;
-        int flags = real.fcntl(fd, F_GETFL, 0);
+        int tcp = atomic_load(&sock->shadow), flags = real.fcntl(tcp, F_GETFL, 0);
         endpoint_to_sockaddr(&sock->remote, sock->family, (struct sockaddr *)&address, &length);
-        real.fcntl(fd, F_SETFL, flags | O_NONBLOCK);
-        if (real.connect(fd, (struct sockaddr *)&address, length) < 0 && errno != EINPROGRESS)
+        real.fcntl(tcp, F_SETFL, flags | O_NONBLOCK);
+        if (real.connect(tcp, (struct sockaddr *)&address, length) < 0 && errno != EINPROGRESS)
             atomic_store(&sock->connect_error, errno);
-        real.fcntl(fd, F_SETFL, flags);
+        real.fcntl(tcp, F_SETFL, flags);
+    } else if (result != 0) {
+        atomic_store(&sock->connect_error, result > 0 ? result : ECONNREFUSED);
     }
+    if (result != 0)
+        connecting_give_back(sock, fd);
+    settle(sock, fd, verdict, result);
+    sock->announce = result == 0;
     connecting_release(sock);
 }
 
@@ -332,10 +341,15 @@ int switch_connect(int fd, const struct sockaddr *address, socklen_t length)
 {
     struct endpoint remote;
     struct sock *sock = hold(fd);
-    enum sock_phase phase = sock ? sock_phase(sock) : SOCK_FREE;
     int saved = errno, result = 1;
-    if (sock && atomic_load_explicit(&sock->connect_error, memory_order_relaxed))
-        result = fail(atomic_exchange(&sock->connect_error, 0));
+    if (sock && sock_is_slow(sock, SLOW_CONNECTING))
+        connecting_goes_on(sock);
+    enum sock_phase phase = sock ? sock_phase(sock) : SOCK_FREE;
+    int error = sock ? atomic_load_explicit(&sock->connect_error, memory_order_relaxed) : 0;
+    if (error)
+        sock_take_error(sock);
+    if (error && !(error & CONNECT_CANCELLED))
+        result = fail(error);
     else if (phase == SOCK_CONNECTED || phase == SOCK_CONNECTING)
         result = connect_again(&sock, fd, address, length);
     else if (sock && destination(sock, address, length, &remote) && begin(sock)) {
@@ -713,7 +727,7 @@ static int name(int fd, struct sockaddr *address, socklen_t *length, bool peer)
         *length = room;
     }
     int result = 0;
-    if (peer && (sock_phase(sock) == SOCK_CONNECTING || is_over(sock, fd)))
+    if (peer && (connecting_goes_on(sock) || is_over(sock, fd)))
         result = fail(ENOTCONN);
     else if (is_no_pointer(length) || (is_no_pointer(address) && *length))
         result = fail(EFAULT);
