@@ -267,11 +267,13 @@ USERS = (0, 65534, 1000, 4294967294)
 
 
 def random_facts(choose: Choose) -> Facts:
-    raw = [lambda: b"\xff\xfe" if choose.once_in(12) else choose.of(*WORDS).encode()]
+    def word() -> bytes:
+        return b"\xff\xfe" if choose.once_in(12) else choose.of(*WORDS).encode()
+
     return Facts(
         exe=choose.of(*EXES).encode(),
-        name=raw[0](),
-        arguments=(b"program", raw[0](), *choose.some(raw[0], 4)),
+        name=word(),
+        arguments=tuple(choose.some(word, 5, 5)),
         environment=tuple(choose.some(lambda: choose.of(*VARIABLES).encode(), 4)),
         cgroups=tuple(choose.some(lambda: choose.of(*CGROUPS).encode(), 3)),
         user=choose.of(*USERS),
@@ -305,7 +307,7 @@ def random_predicates(choose: Choose, facts: Facts) -> dict[str, Any]:
         return name + choose.of("", "=" + random_glob(choose, value.encode()), "=")
 
     def argument() -> str:
-        return random_glob(choose, pick(facts.arguments[1:], b"x"))
+        return random_glob(choose, pick(facts.arguments, b"x"))
 
     def several(make: Callable[[], str]) -> str | list[str]:
         return make() if choose.of(True, False) else [make(), *choose.some(make, 2)]
@@ -442,10 +444,14 @@ class Case(NamedTuple):
     requests: tuple[tuple[Request, tuple[int, int]], ...]
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        facts = {name: getattr(self.facts, name) for name in Facts.__slots__}
-        requests = [(role, str(as_address(a)), p, str(as_address(b)), q) for (role, _, a, p, b, q), _ in self.requests]
-        printer.text("\n--- next file\n".join(self.texts))
-        printer.text(f"--- {facts}, override={self.override}, require={self.require}, {requests}")
+        printer.text(pretty(self))
+
+
+def pretty(case: Case) -> str:
+    facts = {name: getattr(case.facts, name) for name in Facts.__slots__}
+    requests = [(role, str(as_address(a)), p, str(as_address(b)), q) for (role, _, a, p, b, q), _ in case.requests]
+    options = f"{facts}, override={case.override}, require={case.require}, {requests}"
+    return "--- next file\n".join(case.texts) + f"--- {options}"
 
 
 def interesting(texts: Sequence[str]) -> tuple[list[bytes], list[int]]:
@@ -569,7 +575,7 @@ class Comparison:
                 assert answer.endswith(asked), ("C", request, answer)
                 continue
             assert in_c(answer, request[0], compiled) == wanted, ("C", request, local, remote, answer)
-        self.counts["cases"] += len(case.requests)
+        self.counts["requests"] += len(case.requests)
         self.counts["unreachable rules"] += len(unreachable)
         self.counts[f"engine {naive.engine}"] += 1
         self.counts["several sections"] += len(naive.sections) > 1
@@ -612,9 +618,50 @@ def comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Comp
         yield Comparison(host, tmp_path)
 
 
-def compare(comparison: Comparison, policies: int) -> None:
+def of_seed(seed: int) -> Case:
+    return random_case(Choose(random.Random(seed).randint))
+
+
+def smaller(comparison: Comparison, case: Case) -> Case:
+    """What is left of a case that fails when every section and rule is gone that it does not need."""
+
+    def fails(candidate: Case) -> bool:
+        try:
+            comparison.judge(candidate)
+        except AssertionError:
+            return True
+        return False
+
+    for request in case.requests:
+        if fails(case._replace(requests=(request,))):
+            case = case._replace(requests=(request,))
+            break
+    for number, text in enumerate(case.texts):
+        blocks = re.split(r"(?m)^(?=\[)", text)
+        for block in blocks[:]:
+            without = [other for other in blocks if other is not block]
+            candidate = (*case.texts[:number], "".join(without), *case.texts[number + 1 :])
+            if block in blocks[1:] and fails(case._replace(texts=candidate)):
+                blocks, case = without, case._replace(texts=candidate)
+    return case
+
+
+def judge_seeds(comparison: Comparison, first: int, count: int) -> None:
+    """Policies of every size: fast."""
+    for seed in range(first, first + count):
+        case = of_seed(seed)
+        try:
+            comparison.judge(case)
+        except AssertionError as error:
+            print(f"seed {seed}:\n{pretty(smaller(comparison, case))}")
+            raise AssertionError(f"seed {seed}: {error}") from None
+
+
+def judge_examples(comparison: Comparison, count: int) -> None:
+    """Small ones, which hypothesis makes smaller still where they fail."""
+
     @settings(
-        max_examples=policies,
+        max_examples=count,
         derandomize=True,
         database=None,
         deadline=None,
@@ -626,26 +673,30 @@ def compare(comparison: Comparison, policies: int) -> None:
         comparison.judge(case)
 
     run()
-    counts = comparison.counts
+
+
+def about_what_they_should_be(counts: Counter[str], policies: int) -> None:
     print(dict(sorted(counts.items())))
-    # The cases are about what they should be about.
-    assert counts["cases"] == policies * REQUESTS
+    assert counts["requests"] == policies * REQUESTS
     for what in ("tcp", "san", "ask", "by a rule", "by default", "several sections", "unreachable rules"):
         assert counts[what] > policies / 10, what
-    if policies >= 1000:
-        for key in Naive.PREDICATES:
-            assert min(counts[f"{key} True"], counts[f"{key} False"]) > policies / 50, key
-        for engine in ENGINES.values():
-            assert counts[f"engine {engine}"] > policies / 100, engine
+    for key in Naive.PREDICATES:
+        assert min(counts[f"{key} True"], counts[f"{key} False"]) > policies / 50, key
+    for engine in ENGINES.values():
+        assert counts[f"engine {engine}"] > policies / 100, engine
 
 
 def test_c_and_python_and_the_text_agree(comparison: Comparison) -> None:
     """P2, P3, P4: Compiled table and Python engine give the verdict that the policy's text says, process predicates
     included; a rule that the check calls unreachable never decides."""
-    compare(comparison, 120)
+    judge_seeds(comparison, 0, 100)
+    judge_examples(comparison, 40)
+    about_what_they_should_be(comparison.counts, 140)
 
 
 @pytest.mark.long
 def test_c_and_python_and_the_text_agree_100_000_times(comparison: Comparison) -> None:
     """P2, P3, P4: As above, on 100,000 requests."""
-    compare(comparison, 2000)
+    judge_seeds(comparison, 1000, 1500)
+    judge_examples(comparison, 500)
+    about_what_they_should_be(comparison.counts, 2000)
