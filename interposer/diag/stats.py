@@ -131,7 +131,7 @@ def process(pid: int) -> Process:
     """One process; counters of zero when it is interposed and has done nothing yet. Raises ProcessError, PageError."""
     try:
         found = _look(pid)
-        if found is None and not has_library(pid):
+        if found is None and not _has_library(pid):
             raise ProcessError(f"process {pid} ({_exe(pid)}) is not interposed: start it with sanrun")
         return found or _read_nothing(pid)
     except PermissionError:
@@ -168,8 +168,7 @@ def _candidates(pid: int) -> Iterator[int]:
             continue
 
 
-def has_library(pid: int) -> bool:
-    """Whether the library is in the process. Raises OSError."""
+def _has_library(pid: int) -> bool:
     with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as maps:
         return any(line.rstrip("\n").removesuffix(" (deleted)").endswith(LIBRARY) for line in maps)
 

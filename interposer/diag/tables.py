@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
-from interposer.diag import stats
+from interposer.launch.environment import LIBRARY
 
 VARIABLE = b"INTERPOSER_TABLE="
 HELPER = "sanrun-helper"
@@ -28,7 +28,7 @@ def programs() -> Programs:
             table = table_of(pid)
             if table:
                 found.by_table.setdefault(table, []).append(pid)
-            elif table is None and stats.has_library(pid):
+            elif table is None and _has_our_library(pid):
                 found.unknown.append(pid)
         except OSError:
             continue
@@ -45,3 +45,9 @@ def table_of(pid: int) -> str | None:
             if word.startswith(VARIABLE):
                 return os.fsdecode(word[len(VARIABLE) :])
     return None
+
+
+def _has_our_library(pid: int) -> bool:
+    """That of this installation; another one's programs have tables of their own."""
+    with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as maps:
+        return any(line.rstrip("\n").removesuffix(" (deleted)").endswith(f" {LIBRARY}") for line in maps)

@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
+import policy_world
 import pytest
 from world import PAIRINGS, World
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[policy_world.World]:
+    """Python programs under a policy file."""
+    made = policy_world.World(tmp_path)
+    try:
+        yield made
+    finally:
+        made.close()
 
 
 @pytest.fixture(params=[pairing for pairing in PAIRINGS if pairing.san], ids=lambda pairing: pairing.name)
