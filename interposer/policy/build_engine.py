@@ -46,7 +46,7 @@ OURS = {
     "interposer.providers": PACKAGE / "providers" / "__init__.py",
     "interposer.policy": POLICY / "__init__.py",
     **{f"interposer.policy.{name}": POLICY / f"{name}.py" for name in ("entry", "engine", "table")},
-    **{f"interposer.policy.{name}": POLICY / f"{name}.py" for name in ("functions", "options", "request")},
+    **{f"interposer.policy.{name}": POLICY / f"{name}.py" for name in ("functions", "guard", "options", "request")},
 }
 PYTHONS = ("encodings", "encodings.aliases", "encodings.utf_8", "struct")
 """What of the standard library the start would read from files."""

@@ -1,4 +1,4 @@
-"""Where C calls Python (P1): the up-calls of native/engine_module.h, and what a strange process must be spared of.
+"""Where C calls Python (P1): the up-calls of native/engine_module.h.
 
 Runs inside other people's programs; starting it may cost a few milliseconds, so it imports next to nothing.
 """
@@ -47,35 +47,6 @@ class Log:
         return True
 
 
-class SignalGuard:
-    """Finds _signal (asyncio, subprocess import it), whose import takes the host's SIGINT over, and gives it back."""
-
-    def find_spec(self, name: str, path: object = None, target: object = None) -> Any:
-        if name != "_signal":
-            return None
-        for finder in sys.meta_path:
-            spec = None if finder is self else finder.find_spec(name, None)
-            if spec is not None and spec.loader is not None:
-                spec.loader = SignalLoader(spec.loader)  # type: ignore[assignment]
-                return spec
-        return None
-
-
-class SignalLoader:
-    def __init__(self, loader: Any) -> None:
-        self._loader = loader
-
-    def create_module(self, spec: Any) -> Any:
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module: Any) -> None:
-        lib.interposer_keep_sigint(1)
-        try:
-            self._loader.exec_module(module)
-        finally:
-            lib.interposer_keep_sigint(0)
-
-
 class State:
     """The policy of this process; `engine` is made when a whole decision is asked for."""
 
@@ -83,6 +54,7 @@ class State:
     facts: Facts
     engine: Engine | None = None
     functions: Functions | None = None
+    guarded = False
 
 
 state = State()
@@ -119,8 +91,13 @@ def interposer_configure(table: Any, size: int, facts: Any) -> int:
     state.engine = None
     state.functions = decide_by_function = None
     if new.functions:
-        from interposer.policy.functions import Functions, forget_modules
+        from interposer.policy.functions import Functions, forget_modules, in_own_child
 
+        if not state.guarded:
+            from interposer.policy import guard
+
+            guard.install(lib.interposer_keep_sigint, in_own_child)
+            state.guarded = True
         forget_modules()
         state.functions = Functions(new, state.facts, log)
         decide_by_function = state.functions.decide
@@ -151,4 +128,3 @@ decide_by_function: Callable[..., Answer] | None = None
 # Compiled in, so it does not know where its other modules are.
 encodings.__path__ = [f"{folder}/encodings" for folder in sys.path]
 sys.stdout = sys.stderr = sys.__stdout__ = sys.__stderr__ = Log()  # type: ignore[assignment,misc]
-sys.meta_path.insert(0, SignalGuard())

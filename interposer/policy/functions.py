@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import posix
 import sys
+from posix import _exit
 
 from interposer.policy import reasons
 from interposer.policy.request import Decision, NewRequest, Process, Request, address_text
@@ -101,7 +102,7 @@ class Functions:
             return self._judged(index, function, request)
         finally:
             if _fork.in_child:
-                posix._exit(0)  # the function forked, and the child came back: it is nobody's
+                _exit(0)  # the function forked, and the child came back: it is nobody's
             _fork.running = False
 
     def _judged(self, index: int, function: Callable[[Request], object], request: Request) -> Answer:
@@ -154,6 +155,11 @@ class _Fork:
 
     def after_in_child(self) -> None:
         self.in_child = self.running
+
+
+def in_own_child() -> bool:
+    """Whether this is a process that a function forked."""
+    return _fork.in_child
 
 
 _fork = _Fork()
