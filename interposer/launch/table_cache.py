@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Cached", "Choice", "NoEngine", "PolicyError", "choose", "compile_choice", "fetch", "helper_address", "key",
-    "origin", "path", "preview", "wants_helper",
+    "lacks_libpython", "no_libpython", "origin", "path", "preview", "wants_helper",
 ]  # fmt: skip
 
 FILES = "\nother files that it was made from:\n"
@@ -107,7 +107,8 @@ def fetch(choice: Choice, environ: Mapping[str, str], *, fresh: bool = False) ->
     wanted = key(choice)
     if not fresh:
         data = runtime.read(place)
-        if data is not None and layout.sound(data) and _current(layout.key_of(data), wanted):
+        sound = data is not None and layout.sound(data) and _current(layout.key_of(data), wanted)
+        if data is not None and sound and not lacks_libpython(data):
             return Cached(place, data)
     loaded, data = compile_choice(choice, helper=helper_address(place), wanted=wanted)
     runtime.write(place, data)
@@ -140,21 +141,30 @@ def compile_choice(choice: Choice, *, helper: str, wanted: str) -> tuple[LoadedP
         providers_override=choice.providers or None,
         require=choice.require,
     )
-    if wants_engine(data):
-        if not library:
-            version = f"{sys.version_info.major}.{sys.version_info.minor}"
-            raise NoEngine(
-                f"the policy asks Python, but no libpython{version} was found for {sys.base_prefix}; install it "
-                f"(Debian: apt install libpython{version}), or take functions and `engine` out of the policy"
-            )
-        if not os.path.exists(ENGINE):
-            raise NoEngine(f"the policy asks Python, but {ENGINE} does not exist; build it (tools/build) or reinstall")
+    if wants_engine(data) and not os.path.exists(ENGINE):
+        raise NoEngine(f"the policy asks Python, but {ENGINE} does not exist; build it (tools/build) or reinstall")
     return loaded, data
 
 
 def wants_engine(data: bytes) -> bool:
     """Whether some program under this table may ask Python."""
     return wants_helper(data) or layout.ENGINE_STARTUP in _engines(data)
+
+
+def lacks_libpython(data: bytes) -> bool:
+    """Whether some program under this table would load a Python that was not found."""
+    header = layout.HEADER.unpack_from(data)
+    strings, library = header[14], header[18]
+    return data[strings + library] == 0 and wants_engine(data) and bool(_engines(data) - {layout.ENGINE_HELPER})
+
+
+def no_libpython() -> str:
+    """What to say then."""
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return (
+        f"the policy asks Python, but no libpython{version} was found for {sys.base_prefix}; install it (Debian: "
+        f"apt install libpython{version}; pyenv: PYTHON_CONFIGURE_OPTS=--enable-shared), or set engine = \"helper\""
+    )
 
 
 def wants_helper(data: bytes) -> bool:

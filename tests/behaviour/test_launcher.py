@@ -579,15 +579,24 @@ def test_library_in_a_place_with_a_space(copied: Callable[..., subprocess.Comple
 
 
 def test_missing_libpython(environ: dict[str, str], policy: Callable[[str], str]) -> None:
-    """O4: an error where the policy asks Python, and none where it does not."""
+    """O4, X7: told at every start where the policy asks Python, an error where it must be obeyed, and nothing else."""
     start = "import sys\nfrom interposer.launch import libpython\nlibpython.find = lambda: ''\n"
     start += "from interposer.cli.sanrun import main\nmain()"
-    for text, status in (('version = 1\n[defaults]\nengine = "reactive"\n', 125), ("version = 1\n", 0)):
-        words = [PYTHON, "-c", start, "--policy", policy(text), "true"]
+    reactive = 'version = 1\n[defaults]\nengine = "reactive"\n'
+    function = '[[rule]]\nrole = "both"\nuse = "python:site_policy:decide"\n'
+    Path(policy("")).with_name("site_policy.py").write_text("def decide(request):\n    return 'unix'\n")
+    for text, options, status, told in (
+        (reactive, [], 0, True),
+        (reactive, [], 0, True),
+        (reactive, ["--require"], 125, True),
+        ("version = 1\n" + function, [], 0, True),
+        ('version = 1\n[defaults]\nengine = "helper"\n' + function, [], 0, False),
+        ("version = 1\n", [], 0, False),
+    ):
+        words = [PYTHON, "-c", start, "--policy", policy(text), *options, "true"]
         result = subprocess.run(words, env=environ, capture_output=True, text=True, timeout=30, check=False)
         assert result.returncode == status, result.stderr
-        if status:
-            assert "apt install libpython3" in result.stderr
+        assert ("apt install libpython3" in result.stderr) is told, result.stderr
 
 
 # Cost
