@@ -19,6 +19,7 @@ import time
 from interposer.policy import reasons
 from interposer.policy.engine import Engine, Facts
 from interposer.policy.functions import Functions, forget_modules, tcp
+from interposer.policy.guard import refuse_imports
 from interposer.policy.request import OPTION_SIZE
 from interposer.policy.table import ACTION_ASK, FUNCTION_NONE, MAX_SIZE, Table, TableError, sound
 
@@ -344,6 +345,7 @@ def prepare(listening_socket_fd: int, table_path: str, watch_pidfd: int, log_fd:
     listener = _socket.socket(fileno=listening_socket_fd)
     listener.setblocking(False)
     sys.dont_write_bytecode = True
+    refuse_imports()  # nothing here needs protection, but a function behaves the same wherever it runs
     return Helper(listener, table_path, [watch_pidfd], log_fd)
 
 

@@ -41,8 +41,11 @@ def big(request):
     return "unix"
 def stuck(request):
     time.sleep(60)
+def forbidden(request):
+    import faulthandler
+    return "unix"
 """
-NAMES = ("fine", "bad", "slow", "facts", "stuck", "big")
+NAMES = ("fine", "bad", "slow", "facts", "stuck", "big", "forbidden")
 LOCALHOST = bytes(10) + b"\xff\xff" + bytes([127, 0, 0, 1])
 LAUNCH = """
 import os, sys
@@ -102,6 +105,7 @@ def helpers(table: str) -> list[psutil.Process]:
     [
         ("fine", (SAN, 0)),
         ("bad", (TCP, reasons.FUNCTION_RAISED)),
+        ("forbidden", (TCP, reasons.FUNCTION_RAISED)),
         ("slow", (TCP, reasons.FUNCTION_TIMEOUT)),
         ("facts", (SAN, 0)),
     ],
