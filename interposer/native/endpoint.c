@@ -50,32 +50,6 @@ void endpoint_to_sockaddr(const struct endpoint *ep, int family, struct sockaddr
     *len = full;
 }
 
-bool endpoint_is_v4(const struct endpoint *ep)
-{
-    return memcmp(ep->ip, mapped, 12) == 0;
-}
-
-bool endpoint_is_wildcard(const struct endpoint *ep)
-{
-    static const uint8_t zero[16];
-    return memcmp(ep->ip, zero, 16) == 0 || (endpoint_is_v4(ep) && memcmp(ep->ip + 12, zero, 4) == 0);
-}
-
-bool endpoint_is_loopback4(const struct endpoint *ep)
-{
-    return endpoint_is_v4(ep) && ep->ip[12] == 127;
-}
-
-bool endpoint_same_ip(const struct endpoint *a, const struct endpoint *b)
-{
-    return memcmp(a->ip, b->ip, 16) == 0 && a->scope == b->scope;
-}
-
-bool endpoint_equal(const struct endpoint *a, const struct endpoint *b)
-{
-    return a->port == b->port && endpoint_same_ip(a, b);
-}
-
 void endpoint_set_wildcard(struct endpoint *ep, bool v4)
 {
     memset(ep->ip, 0, 16);
@@ -86,14 +60,12 @@ void endpoint_set_wildcard(struct endpoint *ep, bool v4)
 
 static char *put_number(char *at, uint32_t value)
 {
-    char digits[10];
-    int count = 0;
-    do
-        digits[count++] = (char)('0' + value % 10);
-    while (value /= 10);
-    while (count)
-        *at++ = digits[--count];
-    return at;
+    unsigned count = 1;
+    for (uint64_t limit = 10; value >= limit; limit *= 10)
+        count++;
+    for (char *digit = at + count; digit-- > at; value /= 10)
+        *digit = (char)('0' + value % 10);
+    return at + count;
 }
 
 static char *put_v6(char *at, const uint8_t ip[16])
@@ -133,7 +105,7 @@ static char *put_v6(char *at, const uint8_t ip[16])
 
 size_t endpoint_text(const struct endpoint *ep, char *out, size_t size)
 {
-    char text[64], *at = text;
+    char own[ENDPOINT_TEXT], *text = size < sizeof own ? own : out, *at = text;
     if (endpoint_is_v4(ep)) {
         for (int i = 12; i < 16; i++) {
             at = put_number(at, ep->ip[i]);
@@ -154,7 +126,8 @@ size_t endpoint_text(const struct endpoint *ep, char *out, size_t size)
     size_t length = (size_t)(at - text);
     if (length >= size)
         length = size ? size - 1 : 0;
-    memcpy(out, text, length);
+    if (text != out)
+        memcpy(out, text, length);
     if (size)
         out[length] = 0;
     return length;

@@ -104,11 +104,14 @@ static socklen_t connection_name(struct sockaddr_un *name, const struct endpoint
 static bool take_number(const char **at, const char *end, uint32_t most, uint32_t *out)
 {
     uint64_t value = 0;
-    const char *start = *at;
-    while (*at < end && **at >= '0' && **at <= '9' && *at - start < 10)
-        value = value * 10 + (uint64_t)(*(*at)++ - '0');
+    const char *start = *at, *here = start;
+    if (end - here > 10)
+        end = here + 10;
+    for (unsigned digit; here < end && (digit = (unsigned)*here - '0') < 10; here++)
+        value = value * 10 + digit;
+    *at = here;
     *out = (uint32_t)value;
-    return *at > start && value <= most && (*start != '0' || *at == start + 1);
+    return here > start && value <= most && (*start != '0' || here == start + 1);
 }
 
 static int hex_digit(char c)
@@ -201,10 +204,7 @@ static int probe_socket(void)
 
 static struct live *live_place(const struct endpoint *ep)
 {
-    uint32_t hash = ep->port * 2654435761u;
-    for (int i = 12; i < 16; i++)
-        hash = (hash ^ ep->ip[i]) * 16777619u;
-    return &cache[(hash ^ hash >> 16) % (sizeof cache / sizeof *cache)];
+    return &cache[endpoint_hash(ep) % (sizeof cache / sizeof *cache)];
 }
 
 /* Which slots of a listening address answer. What was found is remembered for a second; that nothing was found is
