@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
@@ -20,6 +21,8 @@ from typing import ClassVar
 
 from setuptools import Command
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+from setuptools.errors import BaseError
 
 ROOT = Path(__file__).resolve().parent.parent
 NATIVE = ROOT / "interposer" / "native"
@@ -37,9 +40,14 @@ LINK_FLAGS = ("-shared", "-Wl,-z,now", "-Wl,-z,relro", "-Wl,-z,nodelete", "-Wl,-
 # Variadic, or returning twice: shim.c defines them beside the list.
 UNLISTED = {"vfork", "execl", "execlp", "execle"}
 
+# Of no use where interposer is installed.
+BUILD_MODULES = {("interposer", "build"), ("interposer.policy", "build_engine")}
+NEEDED = "interposer is compiled when it is installed: it needs gcc, binutils, and the headers of libc and of Python"
+REMEDY = "(Debian: apt install gcc libc6-dev python3-dev)"
 
-class BuildError(Exception):
-    """A compiler or linker failed, or the exports are not those of hooks.def."""
+
+class BuildError(BaseError):
+    """A compiler or linker is missing or failed, or the exports are not those of hooks.def."""
 
 
 def native_sources() -> list[Path]:
@@ -102,7 +110,7 @@ def _compile(source: Path, scratch: Path) -> _Compiled:
     if depends and not _stale(output, [*depends, Path(__file__)]):
         return _Compiled(output)
     command = ["gcc", *COMPILE_FLAGS, f"-I{NATIVE}", "-MMD", "-MF", str(listing), "-c", "-o", str(output), str(source)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = _tool(command)
     if result.returncode:
         output.unlink(missing_ok=True)
     return _Compiled(output, result.stderr if result.returncode else "")
@@ -137,6 +145,9 @@ def _check_exports(library: Path, hooks: set[str]) -> None:
 def _build_engine(output: Path, verbose: bool) -> Path:
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
+    headers = Path(sysconfig.get_path("include"))
+    if not (headers / "Python.h").exists():
+        raise BuildError(f"{headers}/Python.h does not exist; {NEEDED} {REMEDY}\n")
     module = import_module("interposer.policy.build_engine")
     if not _stale(output, [*module.sources(), Path(__file__)]):
         return output
@@ -168,11 +179,26 @@ def refresh_launcher(prefix: Path) -> None:
         print(f"built {installed}")
 
 
+def _tool(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise BuildError(f"cannot run {command[0]}: {error.strerror}; {NEEDED} {REMEDY}\n") from None
+
+
 def _run(command: Sequence[str]) -> str:
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = _tool(command)
     if result.returncode:
         raise BuildError(f"{' '.join(command[:1])} failed:\n{result.stderr}")
     return result.stdout
+
+
+class BuildPy(build_py):
+    """Leaves out the modules that only a build needs."""
+
+    def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
+        found = super().find_package_modules(package, package_dir)  # type: ignore[no-untyped-call]
+        return [module for module in found if (package, module[1]) not in BUILD_MODULES]
 
 
 class BuildExt(build_ext):
@@ -193,7 +219,8 @@ class BuildExt(build_ext):
     def get_source_files(self) -> list[str]:
         """For the source distribution."""
         files = [*native_sources(), *NATIVE.glob("*.h"), *NATIVE.glob("*.def"), ROOT / "interposer/policy/embed.c"]
-        return [str(path.relative_to(ROOT)) for path in files]
+        modules = [ROOT / package.replace(".", "/") / f"{name}.py" for package, name in sorted(BUILD_MODULES)]
+        return [str(path.relative_to(ROOT)) for path in (*files, *modules, ROOT / "CHANGELOG.md")]
 
 
 class BuildScripts(Command):
