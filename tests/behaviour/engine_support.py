@@ -25,19 +25,20 @@ FIRST = '[[rule]]\nrole = "connect"\nremote = "127.0.0.1:{port}"\nuse = "python:
 
 
 @cache
-def host() -> str:
-    """The path of the host program, newly built."""
+def host(*flags: str) -> str:
+    """The path of the host program, newly built, with more flags for the compiler if given."""
     HOST.parent.mkdir(parents=True, exist_ok=True)
     build_all(ROOT / "interposer", ROOT / ".build", verbose=False)  # the engine's Python modules are compiled in
     sources = [
         ROOT / "tests/hosts/engine_host.c",
         *(NATIVE / f"{name}.c" for name in ("engine", "helper", "real", "trace")),
     ]
-    flags = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-ftls-model=initial-exec"]
-    fresh = HOST.with_suffix(f".{os.getpid()}")
-    subprocess.run(["gcc", *flags, f"-I{NATIVE}", "-o", fresh, *sources, "-pthread"], check=True, timeout=120)
-    fresh.replace(HOST)
-    return str(HOST)
+    place = HOST.with_name("-".join([HOST.name, *flags]))
+    fixed = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-ftls-model=initial-exec"]
+    fresh = place.with_suffix(f".{os.getpid()}")
+    subprocess.run(["gcc", *fixed, *flags, f"-I{NATIVE}", "-o", fresh, *sources, "-pthread"], check=True, timeout=120)
+    fresh.replace(place)
+    return str(place)
 
 
 def write_table(
@@ -70,10 +71,10 @@ def write_table(
     return str(place)
 
 
-def run(table: str, engine: int, *scenario: object, timeout: float = 60, **options: object) -> str:
-    """What the host printed. A host that fails or hangs fails the test."""
+def run(table: str, engine: int, *scenario: object, timeout: float = 60, program: str = "", **options: object) -> str:
+    """What the host (or another `program`) printed. A host that fails or hangs fails the test."""
     environment = {**os.environ, "HOST_LOG": f"{table}.log"}
-    command = [host(), table, str(engine), *map(str, scenario)]
+    command = [program or host(), table, str(engine), *map(str, scenario)]
     result = subprocess.run(
         command,
         env=environment,

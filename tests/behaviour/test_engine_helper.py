@@ -285,7 +285,7 @@ def test_squatter_is_not_asked(tmp_path):
         while True:
             listener.accept()
     try:
-        wait_until(lambda: f"@{address_of(tmp_path)}" in Path("/proc/net/unix").read_text())
+        wait_until(lambda: f"@{address_of(tmp_path)}" in Path("/proc/net/unix").read_text(errors="replace"))
         output = run(table, HELPER, "asks", 0, 81)
         assert verdicts(output) == [(TCP, reasons.ENGINE_NO_HELPER)]
         assert "held by user 65534" in support.log(table)

@@ -7,6 +7,7 @@
 #include "engine.h"
 #include "fdtable.h"
 #include "flows.h"
+#include "reasons.h"
 #include "real.h"
 #include "stats.h"
 #include "switch.h"
@@ -21,6 +22,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
+#include <spawn.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -166,7 +168,29 @@ static void cost(uint32_t function)
     printf("upcall_us=%.2f\n", best);
 }
 
-static _Atomic int good, bad;
+/* quiet FUNCTION|- PORT COUNT GRACE_MS: what the engine does with the CPU once the last of COUNT questions is answered,
+ * after a grace. */
+static void quiet(char **arguments)
+{
+    uint32_t function = arguments[0][0] == '-' ? FUNCTION_NONE : (uint32_t)atoi(arguments[0]);
+    for (int i = atoi(arguments[2]); i > 0; i--)
+        show("verdict", ask(function, (uint16_t)atoi(arguments[1])));
+    usleep((useconds_t)atoi(arguments[3]) * 1000);
+    double cpu = cpu_ms();
+    usleep(300000);
+    printf("burnt_ms=%.1f\n", cpu_ms() - cpu);
+    show("after", ask(FUNCTION_NONE, 79));
+}
+
+static _Atomic int good, refused, bad;
+
+/* 0: decided; 1: no engine since the fork, which is an answer too; 2: anything else. */
+static int graded(struct verdict verdict)
+{
+    if (verdict.action == ACTION_SAN)
+        return 0;
+    return verdict.reason == REASON_ENGINE_FORKED ? 1 : 2;
+}
 
 static void *fork_many(void *argument)
 {
@@ -174,8 +198,8 @@ static void *fork_many(void *argument)
     for (int i = 0; i < count; i++) {
         pid_t child = fork();
         if (child == 0) {
-            struct verdict rules = ask(FUNCTION_NONE, 80), function = ask(0, 80);
-            _exit((rules.action == ACTION_SAN ? 0 : 1) + (function.action == ACTION_SAN ? 0 : 2));
+            int rules = graded(ask(FUNCTION_NONE, 80)), function = graded(ask(0, 80));
+            _exit(rules > function ? rules : function);
         }
         int status = -1;
         double deadline = now_ms() + 20000;
@@ -187,11 +211,11 @@ static void *fork_many(void *argument)
             waitpid(child, NULL, 0);
             printf("child hung\n");
             bad++;
-        } else if (status) {
+        } else if (WIFEXITED(status) && WEXITSTATUS(status) < 2) {
+            *(status ? &refused : &good) += 1;
+        } else {
             bad++;
             printf("child status %x\n", status);
-        } else {
-            good++;
         }
     }
     return NULL;
@@ -199,24 +223,28 @@ static void *fork_many(void *argument)
 
 static _Atomic bool stop;
 
-static void *ask_on(void *unused)
+static _Atomic long asked;
+
+static void *ask_on(void *what)
 {
-    (void)unused;
     while (!stop) {
-        ask(FUNCTION_NONE, 80);
-        ask(0, 80);
+        if (strcmp(what, "function"))
+            ask(FUNCTION_NONE, 80);
+        if (strcmp(what, "rules"))
+            ask(0, 80);
+        asked++;
     }
     return NULL;
 }
 
-/* forks THREADS COUNT ASKERS: all threads fork while askers keep the engine busy. */
+/* forks THREADS COUNT ASKERS rules|function|both: all threads fork while askers keep the engine busy. */
 static void forks(char **arguments)
 {
     int nforkers = atoi(arguments[0]), count = atoi(arguments[1]), naskers = atoi(arguments[2]);
     pthread_t forkers[64], askers[64];
     show("before", ask(0, 80));
     for (int i = 0; i < naskers; i++)
-        pthread_create(&askers[i], NULL, ask_on, NULL);
+        pthread_create(&askers[i], NULL, ask_on, arguments[3]);
     for (int i = 0; i < nforkers; i++)
         pthread_create(&forkers[i], NULL, fork_many, &count);
     for (int i = 0; i < nforkers; i++)
@@ -224,7 +252,7 @@ static void forks(char **arguments)
     stop = true;
     for (int i = 0; i < naskers; i++)
         pthread_join(askers[i], NULL);
-    printf("good=%d bad=%d\n", good, bad);
+    printf("good=%d refused=%d bad=%d asked=%ld\n", good, refused, bad, asked);
 }
 
 /* forkslow: forks while a function sleeps. */
@@ -254,6 +282,33 @@ static void fork_slow(void)
     show("parent", ask(1, 80));
 }
 
+/* spawns COUNT ASKERS: programs are started, by posix_spawn and by vfork, while askers keep the engine busy. */
+static void spawns(char **arguments)
+{
+    int count = atoi(arguments[0]), naskers = atoi(arguments[1]), status;
+    char *words[] = {"/bin/true", NULL};
+    pthread_t askers[64];
+    ask(0, 80);
+    for (int i = 0; i < naskers; i++)
+        pthread_create(&askers[i], NULL, ask_on, "both");
+    for (int i = 0; i < count; i++) {
+        pid_t child;
+        if (i % 2) {
+            if (posix_spawn(&child, words[0], NULL, NULL, words, environ))
+                _exit(125);
+        } else if (!(child = vfork())) {
+            execv(words[0], words);
+            _exit(125);
+        }
+        *(waitpid(child, &status, 0) == child && status == 0 ? &good : &bad) += 1;
+    }
+    stop = true;
+    for (int i = 0; i < naskers; i++)
+        pthread_join(askers[i], NULL);
+    printf("good=%d bad=%d\n", good, bad);
+    show("after", ask(0, 80));
+}
+
 /* A child that no fork handler saw, as libraries with a clone of their own make it. */
 static void raw_fork(void)
 {
@@ -262,6 +317,7 @@ static void raw_fork(void)
     long child = syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
     if (child == 0) {
         show("raw", ask(FUNCTION_NONE, 80));
+        show("raw", ask(0, 80));
         fflush(stdout);
         _exit(0);
     }
@@ -269,10 +325,12 @@ static void raw_fork(void)
     child = vfork();
     if (child == 0) {
         show("vfork", ask(FUNCTION_NONE, 80));
+        show("vfork", ask(0, 80));
         _exit(0);
     }
     waitpid((pid_t)child, NULL, 0);
     show("parent", ask(FUNCTION_NONE, 80));
+    show("parent", ask(0, 80));
 }
 
 static unsigned long inode_of(int fd)
@@ -464,6 +522,10 @@ int main(int argc, char **argv)
         cost(count ? (uint32_t)atoi(arguments[0]) : FUNCTION_NONE);
     else if (!strcmp(scenario, "forks"))
         forks(arguments);
+    else if (!strcmp(scenario, "spawns"))
+        spawns(arguments);
+    else if (!strcmp(scenario, "quiet"))
+        quiet(arguments);
     else if (!strcmp(scenario, "fork-slow"))
         fork_slow();
     else if (!strcmp(scenario, "connections"))
