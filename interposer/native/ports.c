@@ -27,7 +27,8 @@ struct range {
     uint16_t first, last;
 };
 
-static struct range upper = {46884, 60999}, reserved[RESERVED];
+static _Atomic(struct range) upper = {46884, 60999};
+static struct range reserved[RESERVED];
 static int nreserved;                  /* -1: not known, or too many */
 static int64_t until;                  /* what is known holds so long */
 static _Atomic int lock;
