@@ -53,11 +53,7 @@ void netinfo_after_fork_child(void)
 
 static struct entry *place(struct entry *cache, const struct endpoint *ep)
 {
-    uint32_t hash = 2166136261u;
-    for (unsigned i = 0; i < 16; i++)
-        hash = (hash ^ ep->ip[i]) * 16777619u;
-    hash = (hash ^ ep->port) * 16777619u;
-    return &cache[(hash ^ hash >> 16) % ENTRIES];
+    return &cache[endpoint_hash(ep) % ENTRIES];
 }
 
 static bool recall(struct entry *cache, const struct endpoint *ep, struct entry *out)
@@ -332,15 +328,11 @@ static void ask_addresses(struct table *table, struct answer *answer, bool *inte
     struct {
         struct nlmsghdr link_header;
         struct ifinfomsg link;
-        struct rtattr extent;
-        uint32_t bits;
         struct nlmsghdr addresses_header;
         struct ifaddrmsg addresses;
     } request = {
         .link_header = {offsetof(typeof(request), addresses_header), RTM_GETLINK, NLM_F_REQUEST, ASKED_LINK, 0},
         .link = {.ifi_index = LOOPBACK_INDEX},
-        .extent = {.rta_len = RTA_LENGTH(4), .rta_type = IFLA_EXT_MASK},
-        .bits = RTEXT_FILTER_SKIP_STATS,
         .addresses_header = {NLMSG_LENGTH(sizeof request.addresses), RTM_GETADDR, NLM_F_REQUEST | NLM_F_DUMP,
                              ASKED_ADDRESSES, 0},
     };
