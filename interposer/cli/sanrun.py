@@ -188,7 +188,8 @@ def _start(options: Options, ignored: Sequence[str]) -> None:
         raise Failure(f"{path} cannot be interposed: {program.obstacle}; without --require it runs on plain TCP")
     table = _table(options, environ)
     log = _usable_log(options.log, options.dry_run)
-    additions = environment.additions(environ, table=table.path, log=log)
+    library = _library(environ, options.dry_run)
+    additions = environment.additions(environ, table=table.path, log=log, library=library)
     for warning in table.warnings:
         _say(f"warning: {warning}")
     if table_cache.lacks_libpython(table.data):
@@ -236,6 +237,13 @@ def _table(options: Options, environ: Mapping[str, str]) -> table_cache.Cached:
     except table_cache.PolicyError as error:
         raise Failure("\n".join(str(problem) for problem in error.problems)) from None
     except (runtime.Refused, table_cache.NoEngine) as error:
+        raise Failure(str(error)) from None
+
+
+def _library(environ: Mapping[str, str], dry_run: bool) -> str:
+    try:
+        return environment.loadable(environ, make=not dry_run)
+    except (environment.Unusable, runtime.Refused) as error:
         raise Failure(str(error)) from None
 
 

@@ -49,5 +49,6 @@ def table_of(pid: int) -> str | None:
 
 def _has_our_library(pid: int) -> bool:
     """That of this installation; another one's programs have tables of their own."""
+    ours = f" {os.path.realpath(LIBRARY)}"
     with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as maps:
-        return any(line.rstrip("\n").removesuffix(" (deleted)").endswith(f" {LIBRARY}") for line in maps)
+        return any(line.rstrip("\n").removesuffix(" (deleted)").endswith(ours) for line in maps)

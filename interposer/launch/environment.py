@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 
+from interposer.launch import runtime
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,12 +26,6 @@ class Unusable(Exception):
 
 def library_head(path: str = LIBRARY) -> bytes:
     """The first bytes of the library, which name its architecture. Raises Unusable."""
-    # The loader splits LD_PRELOAD at both and knows no escape.
-    if " " in path or ":" in path:
-        raise Unusable(
-            f"the library's path {path!r} has a space or a colon in it, which LD_PRELOAD cannot hold; "
-            "install interposer elsewhere"
-        )
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -43,6 +39,29 @@ def library_head(path: str = LIBRARY) -> bytes:
     return head
 
 
+def loadable(environ: Mapping[str, str], *, make: bool = True, library: str = LIBRARY) -> str:
+    """A path of the library that LD_PRELOAD can hold: its own, or a link in the run-time directory, made if need be
+    unless not `make`. Raises Unusable, and what the run-time directory raises."""
+    if _fits(library):
+        return library
+    directory = runtime.directory(environ, make=make)
+    place = f"{directory}/library-{runtime.digest(library)}"
+    # Whatever comes to stand there is loaded into programs, so nobody else may be able to replace the directory.
+    if not _fits(place) or runtime.replaceable(directory):
+        raise Unusable(
+            f"the library's path {library!r} has a space or a colon in it, which LD_PRELOAD cannot hold; install "
+            "interposer elsewhere, or set XDG_RUNTIME_DIR to a directory of yours where a link to it can stand"
+        )
+    link = f"{place}/{os.path.basename(library)}"
+    if make:
+        runtime.link(link, library)
+    return link
+
+
+def _fits(path: str) -> bool:
+    return " " not in path and ":" not in path  # the loader splits at both and knows no escape
+
+
 def prepend(preload: str, library: str) -> str:
     """LD_PRELOAD with `library` first and once; the other entries stay, in order."""
     name = os.path.basename(library)
@@ -50,7 +69,7 @@ def prepend(preload: str, library: str) -> str:
     return ":".join([library, *others])
 
 
-def additions(environ: Mapping[str, str], *, table: str, log: str, library: str = LIBRARY) -> dict[str, str]:
+def additions(environ: Mapping[str, str], *, table: str, log: str, library: str) -> dict[str, str]:
     """The variables to set for a program whose compiled table stands at `table`."""
     result = {"LD_PRELOAD": prepend(environ.get("LD_PRELOAD", ""), library), "INTERPOSER_TABLE": table}
     if log:

@@ -92,6 +92,36 @@ def write(path: str, data: bytes) -> None:
         raise Refused(f"cannot write {path}: {error.strerror}; free some space there, or set XDG_RUNTIME_DIR") from None
 
 
+def link(path: str, target: str) -> None:
+    """Makes a symbolic link in a subdirectory of its own, or puts it right. Raises Refused."""
+    temporary = f"{os.path.dirname(path)}.{os.getpid()}.new"
+    try:
+        os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+        if os.path.islink(path) and os.readlink(path) == target:
+            return
+        os.symlink(target, temporary)
+        os.rename(temporary, path)
+    except OSError as error:
+        raise Refused(f"cannot make {path}: {error.strerror}; free some space there, or set XDG_RUNTIME_DIR") from None
+
+
+def replaceable(path: str) -> bool:
+    """Whether another user could put a directory of his own in the place of this one, if it went away."""
+    status = os.stat(os.path.dirname(path))
+    return status.st_uid not in (0, os.geteuid()) or bool(status.st_mode & OTHERS_WRITE)
+
+
+def digest(text: str) -> str:
+    """Names a file after a text."""
+    # hashlib would load OpenSSL, 3 ms at every start.
+    try:
+        from _sha256 import sha256
+    except ImportError:
+        from _sha2 import sha256
+    found: str = sha256(os.fsencode(text)).hexdigest()
+    return found[:32]
+
+
 def _reclaim(place: str) -> None:
     """Removes what a killed writer left."""
     for name in os.listdir(place):

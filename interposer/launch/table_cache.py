@@ -98,7 +98,7 @@ def path(directory: str, choice: Choice) -> str:
     """Stays the same while the policy's text changes, so that a reload reaches the programs that run by it."""
     scope = f"{choice.policy.named} {choice.policy.path}"
     text = "\n".join((PACKAGE, sys.base_prefix, scope, ",".join(choice.providers), str(choice.require)))
-    return f"{directory}/table-{_digest(text)}"
+    return f"{directory}/table-{runtime.digest(text)}"
 
 
 def fetch(choice: Choice, environ: Mapping[str, str], *, fresh: bool = False) -> Cached:
@@ -176,7 +176,7 @@ def wants_helper(data: bytes) -> bool:
 
 def helper_address(table_path: str) -> str:
     """The abstract address of the helper process that serves a table; derived, so that it can stand in a cached one."""
-    return f"interposer-helper/{os.geteuid()}/{_digest(table_path)}"
+    return f"interposer-helper/{os.geteuid()}/{runtime.digest(table_path)}"
 
 
 def _current(stored: str, wanted: str) -> bool:
@@ -209,13 +209,3 @@ def _quote(path: str) -> str:
 
 def _unquote(text: str) -> str:
     return text.replace("%0A", "\n").replace("%25", "%")
-
-
-def _digest(text: str) -> str:
-    # hashlib would load OpenSSL, 3 ms at every start.
-    try:
-        from _sha256 import sha256
-    except ImportError:
-        from _sha2 import sha256
-    digest: str = sha256(os.fsencode(text)).hexdigest()
-    return digest[:32]

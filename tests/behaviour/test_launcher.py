@@ -571,13 +571,6 @@ def test_missing_library(copied: Callable[..., subprocess.CompletedProcess[str]]
     assert "tools/build" in result.stderr
 
 
-def test_library_in_a_place_with_a_space(copied: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-    """O4, X3: the loader would split the path and look for its parts."""
-    result = copied("a place", "true")
-    assert result.returncode == 125
-    assert "space or a colon" in result.stderr
-
-
 def test_missing_libpython(environ: dict[str, str], policy: Callable[[str], str]) -> None:
     """O4, X7: told at every start where the policy asks Python, an error where it must be obeyed, and nothing else."""
     start = "import sys\nfrom interposer.launch import libpython\nlibpython.find = lambda: ''\n"

@@ -43,13 +43,6 @@ def test_additions_are_all_that_changes() -> None:
     assert environment.additions(given, table="/t", log="/l", library=LIBRARY)["INTERPOSER_LOG"] == "/l"
 
 
-@pytest.mark.parametrize("name", ["with space", "with:colon"])
-def test_library_path_that_the_loader_would_split(tmp_path: Path, name: str) -> None:
-    """X3: an error, because the loader would look for the parts."""
-    with pytest.raises(environment.Unusable, match="space or a colon"):
-        environment.library_head(str(tmp_path / name / "libinterposer.so"))
-
-
 @pytest.mark.parametrize("content", [None, b"", b"\x7fELF", b"not a library" * 10])
 def test_missing_or_broken_library(tmp_path: Path, content: bytes | None) -> None:
     """O4: said before the start, with what to do."""
@@ -65,6 +58,29 @@ def environ(tmp_path: Path) -> dict[str, str]:
     run = tmp_path / "run"
     run.mkdir()
     return {"XDG_RUNTIME_DIR": str(run), "XDG_CONFIG_HOME": str(tmp_path / "config"), "HOME": str(tmp_path)}
+
+
+@pytest.mark.parametrize("name", ["with space", "with:colon"])
+def test_library_path_that_the_loader_would_split(environ: dict[str, str], tmp_path: Path, name: str) -> None:
+    """O4, X3, X5: the loader would look for the parts. It gets a link in the run-time directory, which is put right,
+    and none where another user could put one in its place."""
+    library = tmp_path / name / "libinterposer.so"
+    library.parent.mkdir()
+    library.write_bytes(b"")
+    link = environment.loadable(environ, make=False, library=str(library))
+    assert not os.path.lexists(link)
+    assert environment.loadable(environ, library=str(library)) == link
+    assert " " not in link and ":" not in link and os.path.samefile(link, library)
+    os.unlink(link)
+    os.symlink("elsewhere", link)
+    assert environment.loadable(environ, library=str(library)) == link
+    assert os.path.samefile(link, library)
+    assert environment.loadable(environ, library=LIBRARY) == LIBRARY
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    with pytest.raises(environment.Unusable, match="space or a colon"):
+        environment.loadable({"XDG_RUNTIME_DIR": str(shared)}, library=str(library))
 
 
 @pytest.fixture
