@@ -33,7 +33,9 @@ struct san_provider {
     const char *name;
     uint8_t id;                        /* PROVIDER_* */
 
-    /* Is this local subnet one of the provider's? Answers are kept in the address table for at most a second. */
+    /* Is this local subnet one of the provider's? Answers are kept in the address table for at most a second. Interface 0:
+     * no more than the address is known of it; with the wildcard as its address: may a listener's clients come by the
+     * provider, once the machine has addresses for it? */
     bool (*wsp_serves)(const struct subnet *subnet);
     /* Can `remote` be reached? 0, and in *source the address that an unbound client should use; else minus a reason
      * number. Must be cheap when the answer is no: it is asked for every connection that policy allows. */
