@@ -34,7 +34,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="tools/bench",
         description="Measures the SAN against TCP with cubic, in interleaved pairs, and prints a table with the "
-        "medians of the pairs' ratios and their 95 %% intervals.",
+        "medians of the pairs' ratios and their 95 % intervals.",
         epilog="Ratios are SAN / TCP. A bar that is missed is no error; a row that cannot be measured is (status 1).",
     )
     parser.add_argument("rows", nargs="*", metavar="ROW", help="measure these only; patterns such as 'redis-*' work")
