@@ -209,6 +209,8 @@ def judge(result: object) -> Answer:
             raise ValueError("an empty list")
     if isinstance(names, str):
         names = (names,)
+    if isinstance(names, (list, tuple)) and len(names) > PROVIDERS_MAX:
+        raise ValueError(f"too many providers, {len(names)}")
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         raise ValueError(_short(result))
     if otherwise is not None and (not isinstance(otherwise, str) or otherwise not in OTHERWISE):
@@ -219,8 +221,8 @@ def judge(result: object) -> Answer:
     if unknown:
         raise ValueError(f"{_short(unknown[0])}, which is no provider; there are: {', '.join(NAMES)}")
     providers = tuple([NAMES[name] for name in names])
-    if len(providers) > PROVIDERS_MAX or len(set(providers)) < len(providers):
-        raise ValueError(f"{_short(result)}: too many providers, or one twice")
+    if len(set(providers)) < len(providers):
+        raise ValueError(f"{_short(result)}: one provider twice")
     return ACTION_SAN, OTHERWISE[otherwise], providers, 0, send_buffer, receive_buffer, remember_ms
 
 

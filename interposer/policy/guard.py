@@ -115,6 +115,8 @@ def install(keep_sigint: Callable[[int], None], in_own_child: Callable[[], bool]
     sys.meta_path.insert(0, SignalModule(keep_sigint))
     refuse(_thread, ("start_new_thread", "start_new", "start_joinable_thread"), RuntimeError, in_own_child)
     refuse(posix, PROCESS_WIDE, PermissionError, in_own_child)
+    # Python's own limit keeps recursion within the stack.
+    refuse(sys, ("setrecursionlimit",), RuntimeError, in_own_child)
 
     set_locale, register = _locale.setlocale, posix.register_at_fork
     refusal: type[Exception] = vars(_locale)["Error"]

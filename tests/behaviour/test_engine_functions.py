@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 
@@ -105,6 +106,263 @@ def test_a_function_that_does_not_return(tmp_path, name):
     times = [float(line["ms"]) for line in support.fields(output, "verdict")]
     assert all(95 < ms < 400 for ms in times[1:3]), times
     assert all(ms < 50 for ms in times[3:]), times
+
+
+BAD = {
+    # name: (module, reason, a word of the log)
+    "raises in __del__": (
+        """
+class Thing:
+    def __del__(self):
+        raise ValueError("from the grave")
+def decide(request):
+    Thing()
+    return "unix"
+""",
+        0,
+        "from the grave",
+    ),
+    "returns what raises in __del__": (
+        """
+class Thing:
+    def __del__(self):
+        raise ValueError("from the grave")
+def decide(request):
+    return Thing()
+""",
+        reasons.FUNCTION_NONSENSE,
+        "from the grave",
+    ),
+    "returns what loops in __del__": (
+        """
+class Thing:
+    def __del__(self):
+        while True:
+            pass
+def decide(request):
+    return Thing()
+""",
+        reasons.FUNCTION_TIMEOUT,
+        "FunctionTimeout",
+    ),
+    "raises in a cycle's __del__": (
+        """
+import gc
+class Thing:
+    def __init__(self):
+        self.me = self
+    def __del__(self):
+        raise SystemExit(3)
+def decide(request):
+    Thing()
+    gc.collect()
+    return "unix"
+""",
+        0,
+        "SystemExit",
+    ),
+    "raises what has no text": (
+        """
+class Error(Exception):
+    def __repr__(self):
+        raise self
+    __str__ = __repr__
+def decide(request):
+    raise Error
+""",
+        reasons.FUNCTION_RAISED,
+        "raised",
+    ),
+    "raises no exception": ("def decide(request):\n    raise 7\n", reasons.FUNCTION_RAISED, "TypeError"),
+    "raises out of a finally": (
+        "def decide(request):\n    try:\n        return 'unix'\n    finally:\n        raise GeneratorExit\n",
+        reasons.FUNCTION_RAISED,
+        "GeneratorExit",
+    ),
+    "returns text that hides": (
+        """
+class Text(str):
+    def __hash__(self):
+        raise OSError("hidden")
+    __eq__ = __repr__ = __str__ = __hash__
+def decide(request):
+    return Text("unix")
+""",
+        reasons.FUNCTION_NONSENSE,
+        "decide",
+    ),
+    "returns a list that lies": (
+        """
+class List(list):
+    def __iter__(self):
+        while True:
+            yield "unix"
+    def __len__(self):
+        return 1
+def decide(request):
+    return List(["unix"])
+""",
+        reasons.FUNCTION_TIMEOUT,
+        "cannot be read",
+    ),
+    "returns a decision that raises": (
+        """
+from interposer.policy import Decision
+class Mine(Decision):
+    @property
+    def providers(self):
+        raise BaseException("mine")
+    def __init__(self):
+        pass
+def decide(request):
+    return Mine()
+""",
+        reasons.FUNCTION_NONSENSE,
+        "decide",
+    ),
+    "returns a coroutine": ("async def decide(request):\n    return 'unix'\n", reasons.FUNCTION_NONSENSE, "coroutine"),
+    "returns itself": ("def decide(request):\n    return decide\n", reasons.FUNCTION_NONSENSE, "function"),
+    "returns too much": ("def decide(request):\n    return ['unix'] * 10**5\n", reasons.FUNCTION_NONSENSE, "too many"),
+    "takes no argument": ("def decide():\n    return 'unix'\n", reasons.FUNCTION_RAISED, "TypeError"),
+    "exits": ("import sys\ndef decide(request):\n    sys.exit('now')\n", reasons.FUNCTION_RAISED, "SystemExit"),
+    "exits at its import": ("raise SystemExit(3)\n", reasons.FUNCTION_MISSING, "SystemExit"),
+    "recurses": ("def decide(request):\n    return decide(request)\n", reasons.FUNCTION_RAISED, "RecursionError"),
+    "recurses in C": (
+        """
+class Thing:
+    def __getattr__(self, name):
+        return getattr(self, name + "x")
+def decide(request):
+    return Thing().x
+""",
+        reasons.FUNCTION_RAISED,
+        "RecursionError",
+    ),
+    "shows what is nested deeply": (
+        """
+def decide(request):
+    nest = []
+    for _ in range(100000):
+        nest = [nest]
+    return repr(nest)
+""",
+        reasons.FUNCTION_RAISED,
+        "RecursionError",
+    ),
+    "lifts the limit of recursion": (
+        "import sys\ndef decide(request):\n    sys.setrecursionlimit(10**9)\n",
+        reasons.FUNCTION_RAISED,
+        "RuntimeError",
+    ),
+    "wants all memory": ("def decide(request):\n    return 'x' * 2**62\n", reasons.FUNCTION_RAISED, "MemoryError"),
+    "forks and comes back": (
+        """
+import os
+def decide(request):
+    if child := os.fork():
+        os.waitpid(child, 0)
+    return "unix"
+""",
+        0,
+        "",
+    ),
+    "forks and raises": (
+        """
+import os
+def decide(request):
+    if child := os.fork():
+        os.waitpid(child, 0)
+        return "unix"
+    raise ValueError("in the child")
+""",
+        0,
+        "",
+    ),
+}
+
+
+def table_with(directory, text: str) -> str:
+    """The module was sound when the policy was compiled, else that would have been refused."""
+    table = table_of(directory, "decide", functions="def decide(request):\n    return 'unix'\n")
+    (directory / "site_policy.py").write_text(text)
+    return table
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_functions(tmp_path, what):
+    """P5, O1: TCP and the reason, within the function's time; the program lives on, and so does the engine."""
+    text, reason, word = BAD[what]
+    table = table_with(tmp_path, text)
+    grace = 200 if reason == reasons.FUNCTION_TIMEOUT else 0  # until it is interrupted
+    output = run(table, EMBEDDED, "quiet", 0, 81, 3, grace, 0)
+    expected = (TCP, reason) if reason else (SAN, 0)
+    assert verdicts(output) == [expected] * 3, support.log(table)
+    # The first question starts Python; the machine may be busy.
+    assert max([float(line["ms"]) for line in support.fields(output, "verdict")][1:]) < 500
+    assert verdicts(output, "after") == [(SAN, 0)]
+    assert output.count("after ") == 1, "two processes came back"
+    assert word in support.log(table)
+
+
+def test_a_function_that_takes_python_apart(tmp_path):
+    """P5: what is left of Python cannot decide, and says so; the program does not notice."""
+    text = """
+import builtins, sys
+def decide(request):
+    sys.stdout = sys.stderr = sys.excepthook = sys.unraisablehook = None
+    sys.meta_path.clear()
+    sys.path.clear()
+    for name in ("len", "print", "isinstance", "__import__"):
+        delattr(builtins, name)
+    return "unix"
+"""
+    output = run(table_with(tmp_path, text), EMBEDDED, "quiet", 0, 81, 2, 0, 0)
+    assert verdicts(output) == [(SAN, 0), (TCP, reasons.FUNCTION_RAISED)]
+    assert verdicts(output, "after") == [(TCP, reasons.ENGINE_FAILED)]
+
+
+def test_a_module_that_never_ends(tmp_path):
+    """P5, O1: an import is waited for, but only once, and only for a second."""
+    table = table_with(tmp_path, "import time\ntime.sleep(30)\n")
+    output = run(table, EMBEDDED, "asks", 0, 81, 5)
+    reason = [verdict[1] for verdict in verdicts(output)]
+    assert reason == [reasons.FUNCTION_TIMEOUT] * 3 + [reasons.FUNCTION_REFUSED] * 2
+    times = [float(line["ms"]) for line in support.fields(output, "verdict")]
+    assert 950 < times[0] < 3000
+    assert max(times[1:]) < 500, times
+
+
+def test_a_module_that_loops(tmp_path):
+    """P5, O1: it is interrupted, and then it cannot be had."""
+    table = table_with(tmp_path, "while True:\n    pass\n")
+    output = run(table, EMBEDDED, "quiet", 0, 81, 2, 100, 300)
+    assert [verdict[1] for verdict in verdicts(output)] == [reasons.FUNCTION_TIMEOUT, reasons.FUNCTION_MISSING]
+    assert float(support.fields(output, "burnt_ms")[0]["burnt_ms"]) < 100
+
+
+@pytest.mark.parametrize("engine, function", [(EMBEDDED, "0"), (REACTIVE, "-")])
+def test_a_function_that_loops_is_interrupted(tmp_path, engine, function):
+    """P5: after its time it burns no CPU, and Python answers other questions."""
+    table = table_of(tmp_path, "spins")
+    output = run(table, engine, "quiet", function, 81, 1, 200, 300)
+    assert verdicts(output) == [(TCP, reasons.FUNCTION_TIMEOUT)]
+    assert float(support.fields(output, "burnt_ms")[0]["burnt_ms"]) < 100
+    assert verdicts(output, "after") == [(SAN, 0)]
+    assert "FunctionTimeout" in support.log(table)
+
+
+def test_spinning_ends_soon(tmp_path):
+    """P5: who waits for a question spins for a moment only, and not at all with one CPU: spins of 1 s would show."""
+    table = table_of(tmp_path, "fine")
+    long_spins = support.host("-DSPIN_NS=1000000000")
+    one_cpu = {"preexec_fn": lambda: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})}
+    burnt = [
+        float(support.fields(run(table, EMBEDDED, "quiet", 0, 81, 3, 0, 300, **options), "burnt_ms")[0]["burnt_ms"])
+        for options in ({}, {"program": long_spins, **one_cpu}, {"program": long_spins})
+    ]
+    assert max(burnt[:2]) < 30
+    if len(os.sched_getaffinity(0)) > 1:
+        assert burnt[2] > 40, "nothing was shown"
 
 
 def test_slow_answers_are_dropped(tmp_path):

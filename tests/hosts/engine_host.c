@@ -168,16 +168,14 @@ static void cost(uint32_t function)
     printf("upcall_us=%.2f\n", best);
 }
 
-/* quiet FUNCTION|- PORT COUNT GRACE_MS: what the engine does with the CPU once the last of COUNT questions is answered,
- * after a grace. */
+/* quiet FUNCTION|- PORT COUNT GRACE_MS WATCH_MS: what the engine does with the CPU once the last of COUNT questions is
+ * answered, after a grace. */
 static void quiet(char **arguments)
 {
-    uint32_t function = arguments[0][0] == '-' ? FUNCTION_NONE : (uint32_t)atoi(arguments[0]);
-    for (int i = atoi(arguments[2]); i > 0; i--)
-        show("verdict", ask(function, (uint16_t)atoi(arguments[1])));
+    asks(arguments, 3);
     usleep((useconds_t)atoi(arguments[3]) * 1000);
     double cpu = cpu_ms();
-    usleep(300000);
+    usleep((useconds_t)atoi(arguments[4]) * 1000);
     printf("burnt_ms=%.1f\n", cpu_ms() - cpu);
     show("after", ask(FUNCTION_NONE, 79));
 }
