@@ -10,9 +10,18 @@ import os
 from collections.abc import Iterator
 from itertools import product
 
-from interposer.config.model import ALL_PORTS, Function, Pattern, Place, Policy, Rule, Section
+from interposer.config.model import ALL_PORTS, Function, Pattern, Place, Policy, Predicate, Rule, Section
 from interposer.config.problems import Problem
-from interposer.policy.table import FAMILY_V4, FAMILY_V6, ROLE_CONNECT, ROLE_LISTEN
+from interposer.policy.table import (
+    FAMILY_V4,
+    FAMILY_V6,
+    PREDICATE_ENV,
+    PREDICATE_EXE,
+    PREDICATE_NAME,
+    PREDICATE_USER,
+    ROLE_CONNECT,
+    ROLE_LISTEN,
+)
 
 Interval = tuple[int, int]
 Box = tuple[int, int, tuple[Interval, Interval, Interval, Interval]]
@@ -33,7 +42,9 @@ def check_policy(policy: Policy) -> tuple[list[Problem], list[Problem]]:
     for number, section in enumerate(policy.sections):
         earlier = [rule for other in policy.sections[:number] if _implied(other, section) for rule in other.rules]
         _check_scope(earlier, section.rules, errors, warnings)
-    _check_scope([], policy.rules, errors, warnings)
+        _check_engine(policy.sections[:number], section, warnings)
+    always = [rule for section in policy.sections if _always(section) for rule in section.rules]
+    _check_scope(always, policy.rules, errors, warnings)
     _check_modules(policy, errors)
     if len(warnings) > WARNINGS_MAX:
         more = len(warnings) - WARNINGS_MAX
@@ -51,9 +62,68 @@ def search_folders(policy: Policy) -> tuple[str, ...]:
 
 
 def _implied(other: Section, section: Section) -> bool:
-    """Whether `other` applies to every process that `section` applies to."""
-    mine = {(predicate.kind, predicate.text, predicate.number) for predicate in section.predicates}
-    return all((predicate.kind, predicate.text, predicate.number) in mine for predicate in other.predicates)
+    """Whether `other` surely applies to every process that `section` applies to."""
+    return all(
+        _holds_always(general) or any(_covers(general, special) for special in section.predicates)
+        for general in other.predicates
+    )
+
+
+def _always(section: Section) -> bool:
+    return all(map(_holds_always, section.predicates))
+
+
+def _holds_always(predicate: Predicate) -> bool:
+    return predicate.kind in (PREDICATE_EXE, PREDICATE_NAME) and not predicate.text.strip("*")
+
+
+def _covers(general: Predicate, special: Predicate) -> bool:
+    """Whether the one surely holds wherever the other does."""
+    if general.kind != special.kind:
+        return False
+    if general.kind == PREDICATE_USER:
+        return general.number == special.number
+    wide, narrow = general.text, special.text
+    if general.kind == PREDICATE_ENV:
+        name, value, wide = wide.partition("=")
+        same, given, narrow = narrow.partition("=")
+        return name == same and (not value or (bool(given) and _glob_covers(wide, narrow)))
+    if general.kind == PREDICATE_EXE and "/" in narrow and "/" not in wide:
+        narrow = narrow.rpartition("/")[2]
+        if "*" in narrow or "?" in narrow:
+            return False  # they match "/" too, so the last part can be anything
+    elif general.kind == PREDICATE_EXE and "/" in wide and "/" not in narrow:
+        return False
+    return _glob_covers(wide, narrow)
+
+
+def _glob_covers(wide: str, narrow: str) -> bool:
+    """Whether `wide` matches the text of `narrow`, where a `*` stands for any text and only another one matches it."""
+    beginning = wide.partition("*")[0].partition("?")[0]
+    if beginning == wide or not narrow.startswith(beginning):
+        return wide == narrow
+    reached = {0}
+    for symbol in ("", *narrow):
+        if symbol:
+            reached = {
+                at if wide[at] == "*" else at + 1
+                for at in reached
+                if at < len(wide) and (wide[at] in ("*", symbol) or (wide[at] == "?" and symbol != "*"))
+            }
+        for at in sorted(reached):
+            while at < len(wide) and wide[at] == "*":
+                at += 1
+                reached.add(at)
+    return len(wide) in reached
+
+
+def _check_engine(earlier: tuple[Section, ...], section: Section, warnings: list[Problem]) -> None:
+    for other in earlier:
+        if section.engine and other.engine and _implied(other, section):
+            first = _line(section.place, other.place)
+            message = f"this engine is never used: the [[process]] at {first} sets one for all that this applies to"
+            warnings.append(Problem(*_at(section.place), message, "move the section up, or remove its engine"))
+            return
 
 
 def pattern_pairs(rule: Rule) -> Iterator[tuple[Pattern, Pattern]]:
@@ -199,11 +269,12 @@ def _outcome(rule: Rule) -> tuple[object, ...]:
     return rule.action, rule.otherwise, rule.providers, function
 
 
+def _line(here: Place, there: Place) -> str:
+    return f"line {there.line}" if there.file == here.file else f"{there.file}:{there.line}"
+
+
 def _places(rule: Rule, others: list[Rule]) -> str:
-    shown = [
-        f"line {other.place.line}" if other.place.file == rule.place.file else f"{other.place.file}:{other.place.line}"
-        for other in others[:3]
-    ]
+    shown = [_line(rule.place, other.place) for other in others[:3]]
     if len(others) > 3:
         shown.append(f"{len(others) - 3} more")
     text = shown[0] if len(shown) == 1 else ", ".join(shown[:-1]) + " and " + shown[-1] if shown else ""

@@ -400,7 +400,11 @@ class _File:
         for element, name in found:
             if ":" in name:
                 message = f'use: "{name}" is none of {expected}'
-                self.error(element, message, 'a function stands alone: use = "python:MODULE:FUNCTION"')
+                scheme, _, rest = name.partition(":")
+                hint = 'a function stands alone: use = "python:MODULE:FUNCTION"'
+                if len(found) == 1 and nearest(scheme, ["python"]):
+                    hint = f'did you mean "python:{rest}"?'
+                self.error(element, message, hint)
                 return table.ACTION_SAN, (), None
         if len(found) == 1 and found[0][1] not in PROVIDERS:
             element, name = found[0]
@@ -459,6 +463,8 @@ def _kind(value: object) -> str:
 
 
 def _show(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
     return f'"{value}"' if isinstance(value, str) else str(value)
 
 

@@ -7,6 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
 from policy_world import ON_SAN, PYTHON, SANRUN, World
 
 TCP_RULE = '[[process.rule]]\nrole = "connect"\nuse = "tcp"\n'
@@ -35,6 +36,41 @@ def test_children_get_the_policy_of_their_program(world: World) -> None:
     assert world.connect(world.client(shell='exec "$@"')) == ON_SAN
     world.write(f'[[process]]\nname = "python3*"\n{TCP_RULE}')
     assert world.connect(world.client(shell='exec "$@"')) == ("tcp", "policy.toml:4")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_user_is_whoever_the_program_starts_as(world: World) -> None:
+    """P3: A program that is started as another user has that user's section, whoever ran sanrun."""
+    world.write(f'[[process]]\nuser = 65534\n{TCP_RULE}')
+    for folder in (world.folder, *list(world.folder.parents)[:-2]):
+        folder.chmod(folder.stat().st_mode | 0o055)
+    become = "exec setpriv --reuid=65534 --regid=65534 --clear-groups "
+    assert world.connect(world.client(shell=become + '"$@"')) == ("tcp", "policy.toml:4")
+    assert world.connect(world.client()) == ON_SAN
+
+
+def test_sections_look_at_the_program_alone(world: World) -> None:
+    """P3: Arguments and environment are those that the program itself got, not its parents'."""
+    world.write(f'[[process]]\nenv = "REGION=north"\n{TCP_RULE}[[process]]\narg = "--tcp"\n{TCP_RULE}')
+    assert world.connect(world.client(shell='REGION=north exec "$@"')) == ("tcp", "policy.toml:4")
+    assert world.connect(world.client(shell='exec "$@"', REGION="north")) == ("tcp", "policy.toml:4")
+    assert world.connect(world.client(shell='unset REGION; exec "$@"', REGION="north")) == ON_SAN
+    assert world.connect(world.client(shell='exec "$@" --tcp')) == ("tcp", "policy.toml:9")
+
+
+def test_sections_in_their_order(world: World) -> None:
+    """P3, P1: Of several sections that apply the first matching rule wins, global rules are last, and what none says is
+    the defaults'."""
+    world.write(
+        '[defaults]\notherwise = "error"\n'
+        f'[[process]]\narg = "--one"\n[[process.rule]]\nrole = "connect"\nremote = "127.0.0.1:1"\nuse = "tcp"\n'
+        f'[[process]]\narg = "--*"\n{TCP_RULE}'
+        f'[[process]]\nenv = "THREE"\n[[process.rule]]\nrole = "connect"\nuse = "unix"\n'
+        '[[rule]]\nrole = "connect"\nremote = "127.0.0.1"\nuse = "unix"\n'
+    )
+    assert world.connect(world.client("--one", THREE="")) == ("tcp", "policy.toml:12")
+    assert world.connect(world.client(THREE="")) == ("unix", "policy.toml:17")
+    assert world.connect(world.client()) == ("unix", "policy.toml:20")
 
 
 def test_changed_policy_reaches_running_programs(world: World) -> None:

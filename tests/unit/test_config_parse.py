@@ -139,7 +139,7 @@ MISTAKES = [
     ("", "1: no version; begin the file with version = 1"),
     ("version = 2\n", "1: version = 2, expected 1; write version = 1"),
     ('version = "1"\n', "1: version = \"1\", expected 1; write version = 1"),
-    ("version = true\n", "1: version = True, expected 1; write version = 1"),
+    ("version = true\n", "1: version = true, expected 1; write version = 1"),
     (HEAD + "\n[defaults\n", "3: not TOML: Expected ']' at the end of a table declaration; correct the line"),
     (HEAD + 'x = "', "2: not TOML: "),
     (HEAD + "[defaults]\nengine = \"off\"\n[defaults]\n", "4: not TOML: Cannot declare ('defaults',) twice"),
@@ -171,7 +171,8 @@ MISTAKES = [
     (HEAD + "[[rule]]\nuse = 1\n", "3: use is an integer, expected "),
     (HEAD + '[[rule]]\nuse = "python:m"\n', '3: use: "python:m" does not name a function; write "python:MODULE:FUNCTION"'),
     (HEAD + '[[rule]]\nuse = "python:m:f()"\n', '3: use: "python:m:f()" does not name a function'),
-    (HEAD + '[[rule]]\nuse = "pyton:m:f"\n', '3: use: "pyton:m:f" is none of '),
+    (HEAD + '[[rule]]\nuse = "pyton:m:f"\n', '3: use: "pyton:m:f" is none of "tcp", "unix", a list of providers, or '
+     '"python:MODULE:FUNCTION"; did you mean "python:m:f"?'),
     (HEAD + '[[rule]]\nuse = ["unix", "python:m:f"]\n', '3: use: "python:m:f" is none of '),
     (HEAD + '[[rule]]\nuse = "tcp"\notherwise = "error"\n', '4: otherwise beside use = "tcp"'),
     (HEAD + '[[rule]]\nuse = "tcp"\ntimeout_ms = 5\n', "4: timeout_ms without a function to wait for; remove it"),
