@@ -37,23 +37,15 @@ class Scene:
         assert self.server.listen(self.listener, 64) == 0
         self.port = int(self.server.getsockname(self.listener)[1])
 
-<<<<<<< HEAD
-    def client(self, engine: str, body: str, prefix: Sequence[str] = (), role: str = "connect") -> Actor:
-=======
     def client(
         self, engine: str, body: str, prefix: Sequence[str] = (), role: str = "connect", sections: str = ""
     ) -> Actor:
->>>>>>> 8ce1f19 (wip)
         """A program whose rule asks decide(request) with this body."""
         lines = "".join(f"    {line}\n" for line in body.splitlines())
         (self.folder / "site_policy.py").write_text(f"{PRELUDE}def decide(request: Request):\n{lines}")
         policy = self.folder / "policy.toml"
         policy.write_text(
-<<<<<<< HEAD
-            f'version = 1\n[defaults]\ntimeout_ms = 3000\nengine = "{engine}"\n'
-=======
             f'version = 1\n[defaults]\ntimeout_ms = 3000\nengine = "{engine}"\n{sections}'
->>>>>>> 8ce1f19 (wip)
             f'[[rule]]\nrole = "{role}"\nuse = "python:site_policy:decide"\n'
         )
         words = [str(SANRUN), "--policy", str(policy), "--log", str(self.log), *prefix]
@@ -207,8 +199,6 @@ def test_the_engine_is_where_the_policy_says(scene: Scene) -> None:
         assert stats.process(client.pid).engine == ("helper" if engine == "helper" else "ready")
 
 
-<<<<<<< HEAD
-=======
 def test_sections_choose_the_engine(scene: Scene) -> None:
     """P3, P8: each section its own; `startup` has Python ready before main, `off` stays on TCP and says why."""
     sections = "".join(
@@ -225,7 +215,6 @@ def test_sections_choose_the_engine(scene: Scene) -> None:
     assert not scene.on_san(client)
 
 
->>>>>>> 8ce1f19 (wip)
 def test_programs_that_may_load_python_ask_the_helper(scene: Scene) -> None:
     """P8: a program of the built-in list uses the helper without being told; under another name it embeds."""
     puppet = scene.stage.program
