@@ -198,7 +198,7 @@ static int prepare(struct sock *sock, int fd, const struct san_provider *provide
     struct companion companion = {.provider = provider};
     struct endpoint source, local;
     int error = provider->wsp_reach(&sock->remote, &source);
-    if (!error && !netinfo_serves(provider, &source))
+    if (!error && !netinfo_serves(provider, endpoint_is_wildcard(&sock->local) ? &source : &sock->local))
         error = -REASON_NOT_SERVED;
     if (!error)
         error = ports_bind(sock, fd, &source, &local);

@@ -280,6 +280,7 @@ static int decide_connect(struct sock *sock, int fd, const struct endpoint *remo
     socklen_t length = sizeof own;
     if (sock->bound && real.getsockname(fd, (struct sockaddr *)&own, &length) == 0)
         endpoint_from_sockaddr(&local, (struct sockaddr *)&own, length);
+    sock->local = local;
     decide(sock, ROLE_CONNECT, &local, remote, &verdict);
     int result = -verdict.reason;
     if (verdict.action == ACTION_SAN) {
