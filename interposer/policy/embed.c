@@ -51,6 +51,14 @@ static void keep_spare_chunk(void)
     PyObject_SetArenaAllocator(&ours);
 }
 
+/* A program that loads this very libpython for itself finds it started, and may end it. */
+static bool gone;
+
+static void python_ended(void)
+{
+    gone = true;
+}
+
 static int failed(const char *what)
 {
     PyObject *type, *value, *traceback, *text = NULL;
@@ -179,6 +187,7 @@ static int start(const struct engine_setup *setup)
     if (PyStatus_Exception(status))
         return failed_start(&config, status);
     PyConfig_Clear(&config);
+    Py_AtExit(python_ended);
     for (size_t i = 0; i < sizeof streams / sizeof *streams; i++)
         PySys_SetObject(streams[i], Py_None);
     int result = import_cffi(setup);
@@ -201,6 +210,8 @@ static int look_up(PyObject *entry, const char *name, PyObject **place)
 
 static int configure(const void *table, uint32_t size, const struct process_facts *facts)
 {
+    if (gone)
+        return 0;
     PyGILState_STATE gil = PyGILState_Ensure();
     int result = interposer_configure(table, size, facts);
     if (result) {
@@ -220,6 +231,8 @@ static bool interrupted;
 static void interrupt(bool (*due)(void))
 {
     static PyObject *exception;
+    if (gone)
+        return;
     PyGILState_STATE gil = PyGILState_Ensure();
     if (!exception)
         exception = PyErr_NewException("interposer.FunctionTimeout", PyExc_BaseException, NULL);
@@ -239,6 +252,8 @@ static void forget_interrupt(void)
 
 static int prepare(uint32_t function)
 {
+    if (gone)
+        return 0;
     PyGILState_STATE gil = PyGILState_Ensure();
     forget_interrupt();
     int result = interposer_prepare(function);
@@ -310,6 +325,8 @@ static PyObject *question(const struct decision_request *request)
  * that moment leaves cffi's lock held in the child. */
 static int decide(const struct decision_request *request, struct verdict *out)
 {
+    if (gone)
+        return 0;
     PyGILState_STATE gil = PyGILState_Ensure();
     forget_interrupt();
     PyObject *answer = question(request);
@@ -323,6 +340,8 @@ static int decide(const struct decision_request *request, struct verdict *out)
 
 static void *thread_begin(void)
 {
+    if (gone)
+        return NULL;
     PyGILState_Ensure();
     function_thread = PyThread_get_thread_ident();
     return PyEval_SaveThread();
@@ -330,27 +349,37 @@ static void *thread_begin(void)
 
 static void thread_end(void *state)
 {
+    if (gone || !state)
+        return;
     PyEval_RestoreThread(state);
     function_thread = 0;
     PyGILState_Release(PyGILState_UNLOCKED);
 }
 
 static PyGILState_STATE fork_gil;
+static bool forking;
 
 static void before_fork(void)
 {
+    forking = !gone;
+    if (!forking)
+        return;
     fork_gil = PyGILState_Ensure();
     PyOS_BeforeFork();
 }
 
 static void after_fork_parent(void)
 {
+    if (!forking)
+        return;
     PyOS_AfterFork_Parent();
     PyGILState_Release(fork_gil);
 }
 
 static void after_fork_child(void)
 {
+    if (!forking)
+        return;
     PyOS_AfterFork_Child();
     function_thread = 0;
     interrupted = false;

@@ -89,6 +89,16 @@ def test_python_host(tmp_path):
     assert "engine=3" in output
 
 
+def test_host_that_ends_python(tmp_path):
+    """P8: a host that loads the engine's libpython later, and uses it as one that may be there already, lives on even
+    when it ends it; then there is no engine. (Others need `engine = "helper"`.)"""
+    output = run(write_table(tmp_path, RULE, FINE), EMBEDDED, "late", libpython.find())
+    assert verdicts(output, "before") == [(SAN, 0)]
+    assert "python=0 end=0" in output
+    assert verdicts(output, "after") == [(TCP, reasons.ENGINE_FAILED)] * 2
+    assert verdicts(output, "child") == [(TCP, reasons.ENGINE_FAILED)]
+
+
 @pytest.mark.parametrize("engine, reason", [(OFF, reasons.ENGINE_OFF), (HELPER, reasons.ENGINE_NO_HELPER)])
 def test_engine_settings(tmp_path, engine, reason):
     """P8, O1: `off` and `helper` start no Python in the program."""

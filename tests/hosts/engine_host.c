@@ -489,6 +489,31 @@ static void at_once(int count)
     printf("good=%d\n", good);
 }
 
+/* late LIBPYTHON: the host loads the engine's own libpython and runs Python by the book, then ends it. */
+static void late(const char *path)
+{
+    show("before", ask(0, 80));
+    void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    if (!library)
+        _exit(125);
+    void (*initialize)(int) = (void (*)(int))dlsym(library, "Py_InitializeEx");
+    int (*ensure)(void) = (int (*)(void))dlsym(library, "PyGILState_Ensure");
+    int (*run)(const char *) = (int (*)(const char *))dlsym(library, "PyRun_SimpleString");
+    int (*finalize)(void) = (int (*)(void))dlsym(library, "Py_FinalizeEx");
+    initialize(0);
+    ensure();
+    printf("python=%d", run("import json; assert json.loads('1') == 1"));
+    printf(" end=%d\n", finalize());
+    show("after", ask(0, 80));
+    show("after", ask(FUNCTION_NONE, 80));
+    pid_t child = fork();
+    if (child == 0) {
+        show("child", ask(FUNCTION_NONE, 80));
+        _exit(0);
+    }
+    waitpid(child, NULL, 0);
+}
+
 /* As flows.c does it: a table that was replaced stays mapped. */
 static void load(const char *path)
 {
@@ -520,6 +545,8 @@ int main(int argc, char **argv)
         cost(count ? (uint32_t)atoi(arguments[0]) : FUNCTION_NONE);
     else if (!strcmp(scenario, "forks"))
         forks(arguments);
+    else if (!strcmp(scenario, "late"))
+        late(arguments[0]);
     else if (!strcmp(scenario, "spawns"))
         spawns(arguments);
     else if (!strcmp(scenario, "quiet"))
