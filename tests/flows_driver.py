@@ -14,7 +14,7 @@ from pathlib import Path
 from interposer.config.compile import compile_policy
 from interposer.config.model import Policy
 from interposer.policy import reasons, table
-from interposer.policy.engine import Facts
+from interposer.policy.engine import Engine, Facts
 
 ROOT = Path(__file__).resolve().parent.parent
 NATIVE = ROOT / "interposer" / "native"
@@ -151,6 +151,24 @@ def facts_command(facts: Facts) -> str:
 def decide_command(request: Request, scopes: tuple[int, int] = (0, 0)) -> str:
     role, family, local, local_port, remote, remote_port = request
     return f"decide {role} {family} {local.hex()} {local_port} {remote.hex()} {remote_port} {scopes[0]} {scopes[1]}"
+
+
+def foretold(engine: Engine, request: Request) -> str:
+    """What the host prints for a request, by the Python engine. Its stub has to leave `otherwise` open and to answer
+    TCP for reasons.STARTING, which nobody remembers."""
+    if engine.engine == table.ENGINE_REACTIVE:
+        asked = f"asked {request[0]} {table.FUNCTION_NONE} {table.RULE_DEFAULT}"
+        return f"1 {engine.otherwise} 0,0,0,0 {reasons.STARTING} {table.RULE_DEFAULT} {table.FUNCTION_NONE} {asked}"
+    action, otherwise, providers, reason, rule, function = engine.decide(*request)
+    asked = ""
+    if action == table.ACTION_ASK:
+        asked = f" asked {request[0]} {function} {rule}"
+        action, reason, function = table.ACTION_TCP, reasons.STARTING, table.FUNCTION_NONE
+    numbers = ",".join(str(number) for number in (*providers, 0, 0, 0, 0)[:4])
+    return f"{action} {otherwise} {numbers} {reason} {rule} {function}{asked}"
+
+
+STUB = f"answer 1 0 0 {reasons.STARTING} {table.RULE_DEFAULT}"
 
 
 def put(path: Path, data: bytes) -> Path:

@@ -24,13 +24,13 @@ _HOMES = {
 
 
 def load(path_option: str | None, environ: Mapping[str, str]) -> LoadedPolicy:
-    """The policy that applies: see locate.locate for where it is looked for.
+    """The policy that applies: see locate.find for where it is looked for.
 
     Raises PolicyError with every problem found, in the order of the files.
     """
-    from interposer.config.locate import locate
+    from interposer.config.locate import find, settled
 
-    return load_files(locate(path_option, environ))
+    return settled(find(path_option, environ), lambda location: load_files(location.files))
 
 
 def load_files(files: list[str]) -> LoadedPolicy:

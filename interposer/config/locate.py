@@ -11,8 +11,12 @@ from interposer.config.problems import PolicyError, Problem
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+    from typing import TypeVar
 
+    Result = TypeVar("Result")
+
+ATTEMPTS, ATTEMPTS_IN_ERROR = 3, 20
 SYSTEM_FILE = "/etc/interposer/policy.toml"
 
 
@@ -76,6 +80,26 @@ def at(path: str, *, named: bool) -> Location | None:
     return Location(path, False, files)
 
 
+def settled(location: Location, read: Callable[[Location], Result]) -> Result:
+    """What `read` makes of a policy whose files did not change meanwhile. One that does is found and read again: a few
+    times, and more often where it was in error. Raises PolicyError as `read` and `find` do.
+    """
+    for attempt in range(1, ATTEMPTS_IN_ERROR + 1):
+        before = stamp(location.files)
+        problem: PolicyError | None = None
+        try:
+            result = read(location)
+        except PolicyError as error:
+            problem = error
+        now = (at(location.path, named=location.named) if location.path else None) or location
+        if stamp(now.files) == before or attempt == (ATTEMPTS_IN_ERROR if problem else ATTEMPTS):
+            break
+        location = now
+    if problem:
+        raise problem
+    return result
+
+
 def stamp(files: list[str]) -> str:
     """A text that changes whenever one of the files does: the launcher's cache key for a policy."""
     parts = []
@@ -100,7 +124,10 @@ def _check_owners(files: list[str]) -> None:
     """A policy can name code, so root with another user's HOME must not take that user's by itself."""
     problems = []
     for path in files:
-        owner = os.stat(path).st_uid
+        try:
+            owner = os.stat(path).st_uid
+        except FileNotFoundError:
+            continue  # removed just now, which whoever reads it will find
         if owner not in (0, os.geteuid()):
             problems.append(
                 Problem(

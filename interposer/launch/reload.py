@@ -64,7 +64,7 @@ def reload(table: str, programs: Sequence[int], unknown: Sequence[int], environ:
             location = locate.find(None, {**environ, "INTERPOSER_POLICY": ""})
         choice = table_cache.Choice(location, providers, require)
         address = table_cache.helper_address(table)
-        loaded, fresh = table_cache.compile_choice(choice, helper=address, wanted=table_cache.key(choice))
+        loaded, fresh = table_cache.compile_choice(choice, helper=address)
         runtime.write(table, fresh)
     except PolicyError as error:
         return Outcome(table, FAILED, problems=error.problems)

@@ -110,7 +110,7 @@ def fetch(choice: Choice, environ: Mapping[str, str], *, fresh: bool = False) ->
         sound = data is not None and layout.sound(data) and _current(layout.key_of(data), wanted)
         if data is not None and sound and not lacks_libpython(data):
             return Cached(place, data)
-    loaded, data = compile_choice(choice, helper=helper_address(place), wanted=wanted)
+    loaded, data = compile_choice(choice, helper=helper_address(place))
     runtime.write(place, data)
     return Cached(place, data, [str(problem) for problem in loaded.warnings])
 
@@ -118,17 +118,21 @@ def fetch(choice: Choice, environ: Mapping[str, str], *, fresh: bool = False) ->
 def preview(choice: Choice, environ: Mapping[str, str]) -> Cached:
     """The table that `fetch` would make; nothing is written. Raises as `fetch` does."""
     place = path(runtime.directory(environ, make=False), choice)
-    loaded, data = compile_choice(choice, helper=helper_address(place), wanted=key(choice))
+    loaded, data = compile_choice(choice, helper=helper_address(place))
     return Cached(place, data, [str(problem) for problem in loaded.warnings])
 
 
-def compile_choice(choice: Choice, *, helper: str, wanted: str) -> tuple[LoadedPolicy, bytes]:
+def compile_choice(choice: Choice, *, helper: str) -> tuple[LoadedPolicy, bytes]:
     """Reads and compiles the policy. Raises PolicyError and NoEngine."""
+
+    def read(policy: Location) -> tuple[str, LoadedPolicy]:
+        return key(Choice(policy, choice.providers, choice.require)), config.load_files(policy.files)
+
     from interposer import config
     from interposer.config.compile import compile_policy
     from interposer.launch import libpython
 
-    loaded = config.load_files(choice.policy.files)
+    made_of, loaded = locate.settled(choice.policy, read)
     library = libpython.find()
     data = compile_policy(
         loaded.policy,
@@ -137,7 +141,7 @@ def compile_choice(choice: Choice, *, helper: str, wanted: str) -> tuple[LoadedP
         search_path=libpython.search_path(),
         engine_module=ENGINE,
         helper=helper,
-        key=wanted + FILES + locate.stamp([PASSWD, ENGINE, *([library] if library else []), *loaded.modules]),
+        key=made_of + FILES + locate.stamp([PASSWD, ENGINE, *([library] if library else []), *loaded.modules]),
         providers_override=choice.providers or None,
         require=choice.require,
     )

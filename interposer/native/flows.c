@@ -45,17 +45,32 @@ static uint64_t milliseconds(void)
     return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
 }
 
+/* The change time: a table that was refused for its owner or mode may be taken when these were mended. */
+static void identify_file(uint64_t identity[3], const struct stat *status)
+{
+    identity[0] = status->st_ino;
+    identity[1] = (uint64_t)status->st_ctim.tv_sec * 1000000000u + (uint64_t)status->st_ctim.tv_nsec;
+    identity[2] = (uint64_t)status->st_size;
+}
+
 static bool file_changed(const struct stat *status)
 {
-    /* The change time: a table that was refused for its owner or mode may be taken when these were mended. */
-    uint64_t now[3] = {status->st_ino,
-                       (uint64_t)status->st_ctim.tv_sec * 1000000000u + (uint64_t)status->st_ctim.tv_nsec,
-                       (uint64_t)status->st_size};
+    uint64_t now[3];
     bool changed = false;
 
+    identify_file(now, status);
     for (int i = 0; i < 3; i++)
-        changed |= atomic_exchange_explicit(&seen[i], now[i], memory_order_relaxed) != now[i];
+        changed |= atomic_load_explicit(&seen[i], memory_order_relaxed) != now[i];
     return changed;
+}
+
+static void file_seen(const struct stat *status)
+{
+    uint64_t now[3];
+
+    identify_file(now, status);
+    for (int i = 0; i < 3; i++)
+        atomic_store_explicit(&seen[i], now[i], memory_order_relaxed);
 }
 
 static void free_table(struct policy_table *table)
@@ -77,21 +92,27 @@ static void retire(struct policy_table *table)
         free_table(oldest);
 }
 
+/* The caller is a reader. A thread that was overtaken while it read looks again: what it has may be the older one. */
 static int take_table(void)
 {
-    struct policy_table *table = NULL;
-    struct stat status = {0};
-    int error = policy_table_read(table_path, atomic_load(&facts_of_process), &table, &status);
+    struct policy_table *old, *table;
+    struct stat status;
+    int error;
 
-    if (error == -REASON_NO_MEMORY)
-        status.st_ino = 0;             /* not seen yet */
-    file_changed(&status);
-    if (error)
-        return error;
-    struct policy_table *old = atomic_exchange(&current, table);
-    if (old)
+    for (;;) {
+        old = atomic_load(&current);
+        table = NULL;
+        memset(&status, 0, sizeof status);
+        error = policy_table_read(table_path, atomic_load(&facts_of_process), &table, &status);
+        if (error || atomic_compare_exchange_strong(&current, &old, table))
+            break;
+        free_table(table);
+    }
+    if (error != -REASON_NO_MEMORY)
+        file_seen(&status);
+    if (!error && old)
         retire(old);
-    return 0;
+    return error;
 }
 
 static void reload_if_due(void)

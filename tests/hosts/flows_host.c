@@ -6,7 +6,7 @@
  *   starve 0|1                 whether there is no memory
  *   hurry FACTOR               the clock that says when to look for a new table runs faster
  *   storm THREADS MS           threads decide and the process forks
- *   generations THREADS MS     threads decide under tables that count themselves, see there */
+ *   generations THREADS        threads decide under tables that count themselves, see there, until the next line */
 #define _GNU_SOURCE
 #include "flows.h"
 #include "reasons.h"
@@ -144,15 +144,19 @@ static void *generation_thread(void *argument)
     return NULL;
 }
 
-static void generations(unsigned threads, unsigned ms)
+static void generations(unsigned threads)
 {
     pthread_t ids[64];
+    char line[16];
     stopping = false;
     counting = true;
     decisions = mixed = backward = questions = last_number = 0;
     for (unsigned i = 0; i < threads && i < 64; i++)
         pthread_create(&ids[i], NULL, generation_thread, NULL);
-    usleep(ms * 1000);
+    alarm(60);
+    if (!fgets(line, sizeof line, stdin))
+        exit(1);
+    alarm(0);
     stopping = true;
     for (unsigned i = 0; i < threads && i < 64; i++)
         pthread_join(ids[i], NULL);
@@ -251,8 +255,8 @@ int main(void)
         } else if (sscanf(line, "hurry %u", &x) == 1) {
             hurry = x;
             puts("ok");
-        } else if (sscanf(line, "generations %u %u", &x, &y) == 2) {
-            generations(x, y);
+        } else if (sscanf(line, "generations %u", &x) == 1) {
+            generations(x);
         } else if (sscanf(line, "storm %u %u", &x, &y) == 2) {
             storm(x, y);
         } else if (sscanf(line, "bench %lu %u %s %u %s %u", &count, &x, a, &y, b, &z) == 6) {
