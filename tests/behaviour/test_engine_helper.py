@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -147,7 +148,7 @@ def test_forks_with_a_helper(tmp_path):
     """T4, P8: forked children ask on connections of their own."""
     table = table_of(tmp_path, defaults="timeout_ms = 5000\n")
     with launched(tmp_path, table):
-        assert "good=100 bad=0" in run(table, HELPER, "forks", 4, 25, 2, timeout=120)
+        assert "good=100 refused=0 bad=0" in run(table, HELPER, "forks", 4, 25, 2, "both", timeout=120)
 
 
 def test_connections_are_a_processs_own(tmp_path):
@@ -357,3 +358,28 @@ def test_large_environment(tmp_path):
         connection.send(request)
         answer = REPLY.unpack(connection.recv(100))
     assert (answer[0], answer[1], answer[3]) == (3, 7, SAN), support.log(table)
+
+
+@pytest.mark.parametrize("newer, remember", [(0, 5), (1, 0xFFFFFFFF)])
+def test_answer_by_another_policy_is_not_remembered(tmp_path, newer, remember):
+    """P6: the helper has read the new policy and the program has not: its answer holds for this one question."""
+    table = table_of(tmp_path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(b"\0" + address_of(tmp_path).encode())
+    listener.listen()
+
+    def answer() -> None:
+        connection, _ = listener.accept()
+        while (message := connection.recv(65536))[:4] != b"\2\0\0\0":
+            assert message
+        _, number, generation = QUESTION.unpack_from(message)[:3]
+        connection.send(REPLY.pack(3, number, generation + newer, SAN, 1, b"\1", 0, 0, 0xFFFFFFFF, 0, 0, 5))
+        connection.close()
+
+    helper = threading.Thread(target=answer, daemon=True)
+    helper.start()
+    output = run(table, HELPER, "asks", 0, 81)
+    helper.join(10)
+    listener.close()
+    assert verdicts(output) == [(SAN, 0)]
+    assert support.fields(output, "verdict")[0]["remember"] == str(remember)

@@ -9,6 +9,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -213,6 +214,31 @@ def test_sections_choose_the_engine(scene: Scene) -> None:
         assert (seen.engine, list(seen.reasons)) == (state, ["ENGINE_OFF"] if mode == "off" else [])
     client = scene.client("off", 'return "unix"', ["env", "MODE=on"], sections=sections)
     assert not scene.on_san(client)
+
+
+def test_helper_is_started_where_a_function_can_be_asked(scene: Scene) -> None:
+    """P8, X5: not for rules without code, nor where Python is off; and it is gone when its programs are."""
+
+    def helpers() -> int:
+        found = 0
+        for place in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if (place / "comm").read_text() == "sanrun-helper\n":
+                    found += str(scene.folder).encode() in (place / "cmdline").read_bytes()
+        return found
+
+    client = scene.client("helper", 'return "unix"')
+    assert helpers() == 1
+    client.kill()
+    deadline = time.monotonic() + 10
+    while helpers():
+        assert time.monotonic() < deadline
+    scene.client("off", 'return "unix"')
+    assert helpers() == 0
+    policy = scene.folder / "plain.toml"
+    policy.write_text('version = 1\n[defaults]\nengine = "helper"\n')
+    plain = scene.stage.start("plain", "client", [str(SANRUN), "--policy", str(policy)])
+    assert scene.on_san(plain) and helpers() == 0
 
 
 def test_programs_that_may_load_python_ask_the_helper(scene: Scene) -> None:

@@ -128,8 +128,9 @@ static struct verdict ask(uint32_t function, uint16_t port)
 
 static void show(const char *label, struct verdict verdict)
 {
-    printf("%s action=%u otherwise=%u providers=%u,%u reason=%u rule=%d\n", label, verdict.action, verdict.otherwise,
-           verdict.providers[0], verdict.providers[1], verdict.reason, (int)verdict.rule);
+    printf("%s action=%u otherwise=%u providers=%u,%u reason=%u rule=%d remember=%u\n", label, verdict.action,
+           verdict.otherwise, verdict.providers[0], verdict.providers[1], verdict.reason, (int)verdict.rule,
+           verdict.remember_ms);
     fflush(stdout);
 }
 
