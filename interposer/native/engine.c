@@ -78,6 +78,7 @@ static uint16_t refusal;               /* reason number, in REFUSED */
 static const struct engine_module *module;
 static _Atomic uint64_t configured;    /* generation of the table that Python has */
 static pid_t own_pid;
+static _Atomic bool fork_waits;        /* for upcall, with admin held */
 static _Atomic uint32_t forks;         /* a waiting frame that a fork carried into a child knows by this */
 
 static _Atomic bool thread_alive;      /* written under admin */
@@ -235,6 +236,14 @@ static void unlock(pthread_mutex_t *mutex, const sigset_t *mask)
 {
     pthread_mutex_unlock(mutex);
     pthread_sigmask(SIG_SETMASK, mask, NULL);
+}
+
+/* Threads that ask without a pause hardly leave the mutex to one that waits for it, and a fork waits 50 ms. */
+static void let_fork_pass(void)
+{
+    sigset_t mask;
+    if (atomic_load_explicit(&fork_waits, memory_order_relaxed) && lock(&admin, FORK_MS, &mask))
+        unlock(&admin, &mask);
 }
 
 static int start_thread(pthread_t *thread, size_t stack, void *(*run)(void *), void *argument)
@@ -544,6 +553,7 @@ static uint16_t ensure_configured(const void *table)
 static uint16_t ask_rules(const void *table, const struct decision_request *request, struct verdict *out)
 {
     sigset_t mask;
+    let_fork_pass();
     if (!lock(&upcall, overdue() ? 0 : UPCALL_MS, &mask))
         return REASON_ENGINE_BUSY;
     switch_guard++;                    /* here and not for the whole ask: a handler may jump out of a wait */
@@ -612,6 +622,7 @@ static void *function_main(void *unused)
             if (idle_since)
                 came_after(task->queued - idle_since, &thread_budget);
             idle_since = 0;
+            let_fork_pass();
             pthread_mutex_lock(&upcall);
             run_task(task);
             pthread_mutex_unlock(&upcall);
@@ -971,12 +982,17 @@ void engine_before_fork(void)
     if (!function_thread && !pthread_mutex_clocklock(&admin, CLOCK_MONOTONIC, &deadline)) {
         fork_mode = FORK_LOCKED;
         deadline = after_ms(overdue() ? 0 : FORK_MS);
-        if (atomic_load(&state) == READY && !atomic_load(&interrupting) && !pthread_mutex_clocklock(&upcall, CLOCK_MONOTONIC, &deadline)) {
-            fork_mode = FORK_PYTHON;
-            switch_guard++;
-            module->before_fork();
-            switch_guard--;
+        if (atomic_load(&state) == READY && !atomic_load(&interrupting)) {
+            atomic_store(&fork_waits, true);
+            if (!pthread_mutex_clocklock(&upcall, CLOCK_MONOTONIC, &deadline))
+                fork_mode = FORK_PYTHON;
+            atomic_store(&fork_waits, false);
         }
+    }
+    if (fork_mode == FORK_PYTHON) {
+        switch_guard++;
+        module->before_fork();
+        switch_guard--;
     }
     errno = saved;
 }
