@@ -382,17 +382,22 @@ static void alarm_in(int ms, void (*handler)(int))
     setitimer(ITIMER_REAL, &timer, NULL);
 }
 
-/* reenter: a signal comes while function 0 sleeps, and its handler asks. */
+/* reenter: a signal comes while function 0 sleeps, and its handler asks; or jumps away, more often than there are places
+ * for questions. */
 static void reenter(void)
 {
     ask(1, 80);
     alarm_in(40, on_signal);
     show("outer", ask(0, 80));
-    alarm_in(40, jump_away);
-    if (sigsetjmp(jump, 1) == 0)
-        show("never", ask(0, 80));
+    for (volatile int i = 0; i < 20; i++) {
+        alarm_in(20, jump_away);
+        if (sigsetjmp(jump, 1) == 0)
+            show("never", ask(0, 80));
+    }
+    printf("guard=%d\n", switch_guard);
     usleep(200000);
     show("after", ask(FUNCTION_NONE, 80));
+    show("after", ask(1, 80));
 }
 
 static void describe(char *text, size_t size)
