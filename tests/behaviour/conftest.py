@@ -7,6 +7,7 @@ from pathlib import Path
 
 import policy_world
 import pytest
+from awkward import Lab
 from world import PAIRINGS, World
 
 
@@ -26,3 +27,11 @@ def san(request: pytest.FixtureRequest) -> Iterator[World]:
     world = World(request.param)
     yield world
     world.close()
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    """Where awkward programs run, with a server for them."""
+    made = Lab()
+    yield made
+    made.close()
