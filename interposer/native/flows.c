@@ -115,15 +115,22 @@ static int take_table(void)
     return error;
 }
 
-static void reload_if_due(void)
+static __attribute__((noinline)) void look_for_table(uint64_t now, uint64_t due)
 {
-    uint64_t now = milliseconds(), due = atomic_load_explicit(&next_check, memory_order_relaxed);
     struct stat status;
 
-    if (now < due || !table_path[0] || !atomic_compare_exchange_strong(&next_check, &due, now + CHECK_EVERY_MS))
-        return;
-    if (stat(table_path, &status) == 0 && file_changed(&status))
+    if (table_path[0] && atomic_compare_exchange_strong(&next_check, &due, now + CHECK_EVERY_MS) &&
+        stat(table_path, &status) == 0 && file_changed(&status))
         take_table();
+}
+
+/* In the way of every decision. */
+static inline void reload_if_due(void)
+{
+    uint64_t now = milliseconds(), due = atomic_load_explicit(&next_check, memory_order_relaxed);
+
+    if (now >= due)
+        look_for_table(now, due);
 }
 
 static struct policy_table *enter(void)
