@@ -192,10 +192,6 @@ def _start(options: Options, ignored: Sequence[str]) -> None:
     additions = environment.additions(environ, table=table.path, log=log, library=library)
     for warning in table.warnings:
         _say(f"warning: {warning}")
-    if table_cache.lacks_libpython(table.data):
-        if options.require:
-            raise Failure(table_cache.no_libpython())
-        _say(f"{table_cache.no_libpython()}; programs stay on TCP where Python has to decide")
     if options.dry_run:
         from interposer.cli import dry_run
 

@@ -13,18 +13,26 @@ from interposer.launch.environment import PACKAGE_PARENT
 
 def find() -> str:
     """The absolute path of the running Python's libpython, "" when there is none."""
+    for path in candidates():
+        if os.path.isfile(path):
+            return os.path.realpath(path)
+    return _from_loader_cache(_names())
+
+
+def candidates() -> list[str]:
+    """Where it may be, the likeliest place first; the loader's cache can name others."""
+    paths = [os.path.join(place, name) for place in _places() for name in _names()]
+    return [path for path in dict.fromkeys(paths) if os.path.isabs(path)]
+
+
+def _names() -> list[str]:
     version = f"{sys.version_info.major}.{sys.version_info.minor}{sys.abiflags}"
     names = [f"libpython{version}.so.1.0", f"libpython{version}.so"]
     for variable in ("INSTSONAME", "LDLIBRARY"):
         name = sysconfig.get_config_var(variable)
         if isinstance(name, str) and ".so" in name and name not in names:
             names.insert(0, name)
-    for place in _places():
-        for name in names:
-            path = os.path.join(place, name)
-            if os.path.isabs(path) and os.path.isfile(path):
-                return os.path.realpath(path)
-    return _from_loader_cache(names)
+    return names
 
 
 def _places() -> list[str]:

@@ -72,10 +72,8 @@ def reload(table: str, programs: Sequence[int], unknown: Sequence[int], environ:
         return _failed(table, str(error), "")
     except OSError as error:
         return _failed(table, f"{error.strerror}", "")
-    warnings = list(loaded.warnings)
-    if table_cache.lacks_libpython(fresh):
-        warnings.append(Problem("", 0, table_cache.no_libpython()))
-    return Outcome(table, RELOADED, loaded.files, (), tuple(warnings), table_cache.wants_helper(fresh))
+    warnings = tuple(table_cache.warnings(loaded, fresh))
+    return Outcome(table, RELOADED, loaded.files, (), warnings, table_cache.wants_helper(fresh))
 
 
 def _gone(table: str, path: str, programs: Sequence[int], unknown: Sequence[int]) -> Outcome:

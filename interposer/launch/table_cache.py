@@ -10,7 +10,7 @@ import sys
 
 import interposer
 from interposer.config import locate
-from interposer.config.problems import PolicyError
+from interposer.config.problems import PolicyError, Problem
 from interposer.launch import runtime
 from interposer.launch.environment import ENGINE, PACKAGE
 from interposer.policy import table as layout
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Cached", "Choice", "NoEngine", "PolicyError", "choose", "compile_choice", "fetch", "helper_address", "key",
-    "lacks_libpython", "no_libpython", "origin", "path", "preview", "wants_helper",
+    "origin", "path", "preview", "wants_helper", "warnings",
 ]  # fmt: skip
 
 FILES = "\nother files that it was made from:\n"
@@ -107,19 +107,18 @@ def fetch(choice: Choice, environ: Mapping[str, str], *, fresh: bool = False) ->
     wanted = key(choice)
     if not fresh:
         data = runtime.read(place)
-        sound = data is not None and layout.sound(data) and _current(layout.key_of(data), wanted)
-        if data is not None and sound and not lacks_libpython(data):
+        if data is not None and layout.sound(data) and _current(layout.key_of(data), wanted):
             return Cached(place, data)
     loaded, data = compile_choice(choice, helper=helper_address(place))
     runtime.write(place, data)
-    return Cached(place, data, [str(problem) for problem in loaded.warnings])
+    return Cached(place, data, [str(problem) for problem in warnings(loaded, data)])
 
 
 def preview(choice: Choice, environ: Mapping[str, str]) -> Cached:
     """The table that `fetch` would make; nothing is written. Raises as `fetch` does."""
     place = path(runtime.directory(environ, make=False), choice)
     loaded, data = compile_choice(choice, helper=helper_address(place))
-    return Cached(place, data, [str(problem) for problem in loaded.warnings])
+    return Cached(place, data, [str(problem) for problem in warnings(loaded, data)])
 
 
 def compile_choice(choice: Choice, *, helper: str) -> tuple[LoadedPolicy, bytes]:
@@ -134,6 +133,7 @@ def compile_choice(choice: Choice, *, helper: str) -> tuple[LoadedPolicy, bytes]
 
     made_of, loaded = locate.settled(choice.policy, read)
     library = libpython.find()
+    libpythons = [library] if library else libpython.candidates()  # where it would appear
     data = compile_policy(
         loaded.policy,
         libpython=library,
@@ -141,7 +141,7 @@ def compile_choice(choice: Choice, *, helper: str) -> tuple[LoadedPolicy, bytes]
         search_path=libpython.search_path(),
         engine_module=ENGINE,
         helper=helper,
-        key=made_of + FILES + locate.stamp([PASSWD, ENGINE, *([library] if library else []), *loaded.modules]),
+        key=made_of + FILES + locate.stamp([PASSWD, ENGINE, *libpythons, *loaded.modules]),
         providers_override=choice.providers or None,
         require=choice.require,
     )
@@ -155,20 +155,17 @@ def wants_engine(data: bytes) -> bool:
     return wants_helper(data) or layout.ENGINE_STARTUP in _engines(data)
 
 
-def lacks_libpython(data: bytes) -> bool:
-    """Whether some program under this table would load a Python that was not found."""
+def warnings(loaded: LoadedPolicy, data: bytes) -> list[Problem]:
+    """What is wrong with a policy that was compiled to `data`, short of an error."""
+    found = list(loaded.warnings)
     header = layout.HEADER.unpack_from(data)
     strings, library = header[14], header[18]
-    return data[strings + library] == 0 and wants_engine(data) and bool(_engines(data) - {layout.ENGINE_HELPER})
-
-
-def no_libpython() -> str:
-    """What to say then."""
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    return (
-        f"the policy asks Python, but no libpython{version} was found for {sys.base_prefix}; install it (Debian: "
-        f"apt install libpython{version}; pyenv: PYTHON_CONFIGURE_OPTS=--enable-shared), or set engine = \"helper\""
-    )
+    if data[strings + library] == 0 and wants_engine(data) and _engines(data) - {layout.ENGINE_HELPER}:
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        message = f"the policy asks Python, but no libpython{version} was found for {sys.base_prefix}"
+        hint = f"install it (Debian: apt install libpython{version}); until then programs ask the slower helper process"
+        found.append(Problem("", 0, message, hint))
+    return found
 
 
 def wants_helper(data: bytes) -> bool:
