@@ -63,6 +63,9 @@ def hook_names() -> set[str]:
 
 def build_all(package: Path, scratch: Path, *, verbose: bool = True) -> list[Path]:
     """Brings both files in `package` up to date and returns those that exist. Raises BuildError."""
+    headers = Path(sysconfig.get_path("include"))
+    if not (headers / "Python.h").exists():
+        raise BuildError(f"{headers}/Python.h does not exist; {NEEDED} {REMEDY}\n")
     scratch.mkdir(parents=True, exist_ok=True)
     with (scratch / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -145,9 +148,6 @@ def _check_exports(library: Path, hooks: set[str]) -> None:
 def _build_engine(output: Path, verbose: bool) -> Path:
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
-    headers = Path(sysconfig.get_path("include"))
-    if not (headers / "Python.h").exists():
-        raise BuildError(f"{headers}/Python.h does not exist; {NEEDED} {REMEDY}\n")
     module = import_module("interposer.policy.build_engine")
     if not _stale(output, [*module.sources(), Path(__file__)]):
         return output
