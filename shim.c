@@ -203,13 +203,15 @@ int hook_setsockopt(int fd, int level, int name, const void *value, socklen_t le
 int hook_getsockopt(int fd, int level, int name, void *value, socklen_t *length)
 {
     struct sock *sock = fdtable_companion(fd);
+    if (sock && sock_is_slow(sock, SLOW_CONNECTING) && !connecting_goes_on(sock))
+        sock = fdtable_companion(fd);
     if (sock)
         return options_get(sock, fd, level, name, value, length);
     socklen_t room = length ? *length : 0;
     int result = real.getsockopt(fd, level, name, value, length);
     if (result == 0 && name == SO_ERROR && level == SOL_SOCKET && (sock = fdtable_peek(fd)) && room >= sizeof(int) &&
         *(int *)value == 0)
-        *(int *)value = atomic_exchange(&sock->connect_error, 0);
+        *(int *)value = sock_take_error(sock);
     bool foreign = result < 0 ? errno == EOPNOTSUPP
                               : level == SOL_SOCKET && (name == SO_DOMAIN || name == SO_PROTOCOL) && room >= sizeof(int) &&
                                     *(int *)value == (name == SO_DOMAIN ? AF_UNIX : 0);

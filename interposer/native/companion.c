@@ -73,14 +73,13 @@ static void set_buffer(const struct san_provider *provider, wsp_descriptor descr
 
 /* S13: the recorded options that the provider supports; 0 or the first -errno. Where the program has not set its buffers,
  * the policy may have. */
-static int replay_options(const struct sock *sock, const struct san_provider *provider, wsp_descriptor descriptor)
+static int replay_options(struct sock *sock, const struct san_provider *provider, wsp_descriptor descriptor)
 {
+    struct sock_option option;
     int error = 0;
-    for (int i = 0; !error && i < sock->noptions; i++) {
-        const struct sock_option *option = &sock->options[i];
-        if (provider->wsp_supports(option->level, option->name))
-            error = provider->wsp_setsockopt(descriptor, option->level, option->name, option->value, option->length);
-    }
+    for (int i = 0; !error && options_nth(sock, i, &option); i++)
+        if (provider->wsp_supports(option.level, option.name))
+            error = provider->wsp_setsockopt(descriptor, option.level, option.name, option.value, option.length);
     if (!options_find(sock, SOL_SOCKET, SO_SNDBUF))
         set_buffer(provider, descriptor, SO_SNDBUFFORCE, SO_SNDBUF, sock->send_buffer);
     if (!options_find(sock, SOL_SOCKET, SO_RCVBUF))
@@ -98,7 +97,10 @@ void companion_option(struct sock *sock, int level, int name, const void *value,
 /* wsp_socket, wsp_bind, wsp_setsockopt...: 0, or -errno with everything undone. */
 static int set_up(struct sock *sock, struct companion *companion, const struct endpoint *local)
 {
-    int error = companion->provider->wsp_socket(sock->family, (uintptr_t)sock->item.index + 1, &companion->descriptor);
+    static _Atomic uint32_t attempts;
+    sock->attempt = atomic_fetch_add(&attempts, 1) + 1;
+    uintptr_t context = (uintptr_t)sock->attempt << 32 | (sock->item.index + 1);
+    int error = companion->provider->wsp_socket(sock->family, context, &companion->descriptor);
     if (error)
         return error;
     error = companion->provider->wsp_bind(companion->descriptor, local);
@@ -273,20 +275,20 @@ static int connect_by(struct sock *sock, int fd, const struct verdict *verdict, 
         atomic_store(&sock->shadow, hidden_dup(fd));
     if (atomic_load(&sock->shadow) < 0)
         return conclude(sock, fd, -EMFILE);
-    atomic_store(&sock->completion, COMPLETION_OPEN);
+    uint64_t number = (uint64_t)sock->attempt << 32, open = number | COMPLETION_OPEN;
+    atomic_store(&sock->completion, open);
     error = provider->wsp_connect(sock->companions[0].descriptor, &sock->remote);
     if (error != -EINPROGRESS)
         return conclude(sock, fd, error);
-    uint32_t open = COMPLETION_OPEN;
-    if (atomic_load(&sock->completion) == COMPLETION_OPEN) {
+    if (atomic_load(&sock->completion) == open) {
         error = sock->connecting ? 0 : connecting_begin(sock, fd, verdict);
         if (error)
             return conclude(sock, fd, error);
         connecting_provider(sock, index);
-        if (atomic_compare_exchange_strong(&sock->completion, &open, COMPLETION_ARMED))
+        if (atomic_compare_exchange_strong(&sock->completion, &open, number | COMPLETION_ARMED))
             return COMPANION_IN_PROGRESS;
     }
-    return conclude(sock, fd, -(int)(atomic_load(&sock->completion) - COMPLETION_EARLY));
+    return conclude(sock, fd, -(int)((uint32_t)atomic_load(&sock->completion) - COMPLETION_EARLY));
 }
 
 /* The providers of the verdict from `index` on, where `result` is what those before it came to. */

@@ -12,7 +12,7 @@
 #include <sched.h>
 #include <unistd.h>
 
-#define LOOK_AGAIN_MS 1000             /* the number of the placeholder may be another's already */
+#define LOOK_AGAIN_MS 1000             /* the number may be another's already */
 
 struct connecting {
     struct pool_item item;
@@ -124,8 +124,8 @@ void connecting_release(struct sock *sock)
 /* Takes the end of the connect into the program's hands. */
 static bool claim(struct sock *sock)
 {
-    uint32_t armed = COMPLETION_ARMED;
-    return atomic_compare_exchange_strong(&sock->completion, &armed, COMPLETION_RUNNING);
+    uint64_t now = atomic_load(&sock->completion);
+    return (uint32_t)now == COMPLETION_ARMED && atomic_compare_exchange_strong(&sock->completion, &now, COMPLETION_RUNNING);
 }
 
 bool connecting_cancel(struct sock *sock, int fd)
@@ -173,10 +173,10 @@ void connecting_end_in_child(struct sock *sock)
 
 bool connecting_goes_on(const struct sock *sock)
 {
-    for (int tries = 0; tries < 100000 && sock_is_slow(sock, SLOW_CONNECTING) &&
-                        atomic_load(&sock->completion) == COMPLETION_RUNNING; tries++)
+    for (int tries = 0; tries < 100000 && atomic_load(&sock->slow) & SLOW_CONNECTING &&
+                        (uint32_t)atomic_load(&sock->completion) == COMPLETION_RUNNING; tries++)
         sched_yield();                 /* bounded: a signal handler may have interrupted the maker */
-    return sock_is_slow(sock, SLOW_CONNECTING);
+    return atomic_load(&sock->slow) & SLOW_CONNECTING;
 }
 
 int connecting_wait(struct sock **held, int fd, int option)
@@ -189,12 +189,10 @@ int connecting_wait(struct sock **held, int fd, int option)
         real.getsockopt(atomic_load(&sock->shadow), SOL_SOCKET, option, &limit, &length);
     int64_t deadline = limit.tv_sec || limit.tv_usec
                            ? switch_now_ms() + limit.tv_sec * 1000 + (limit.tv_usec + 999) / 1000 : -1;
-    while (sock_phase(sock) == SOCK_CONNECTING) {
-        struct connecting *place = sock->connecting;
-        struct pollfd look = {place ? place->own : -1, 0, 0};
+    while (connecting_goes_on(sock)) {
+        /* The placeholder is never writable, and hangs up when it goes; what takes its place is, or fails. */
+        struct pollfd look = {fd, POLLOUT, 0};
         int64_t left = deadline < 0 ? -1 : deadline - switch_now_ms();
-        if (!place)
-            break;
         if (deadline >= 0 && left <= 0)
             return -EINPROGRESS;
         sock_put(sock);
@@ -223,17 +221,18 @@ static void finish(struct sock *sock, int error)
     errno = saved;
 }
 
-int connecting_complete(struct sock *sock, int error)
+int connecting_complete(struct sock *sock, uint32_t attempt, int error)
 {
-    uint32_t now = atomic_load(&sock->completion);
+    uint64_t now = atomic_load(&sock->completion), number = (uint64_t)attempt << 32;
     if (error > 0 || error == -EINPROGRESS || error <= -COMPLETION_EARLY)
         return -EINVAL;
     for (;;) {
-        uint32_t next = now == COMPLETION_OPEN ? COMPLETION_EARLY + (uint32_t)-error : COMPLETION_RUNNING;
-        if (now != COMPLETION_OPEN && now != COMPLETION_ARMED)
+        bool early = now == (number | COMPLETION_OPEN);
+        uint64_t next = early ? number | (COMPLETION_EARLY + (uint32_t)-error) : COMPLETION_RUNNING;
+        if (!early && now != (number | COMPLETION_ARMED))
             return -EINVAL;
         if (atomic_compare_exchange_weak(&sock->completion, &now, next)) {
-            if (next == COMPLETION_RUNNING)
+            if (!early)
                 finish(sock, error);
             return 0;
         }

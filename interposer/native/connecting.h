@@ -5,8 +5,8 @@
 #define INTERPOSER_CONNECTING_H
 #include "fdtable.h"
 
-/* Of sock->completion: armed, an up-call will end the connect; running, its end is being made. Above: it has ended before
- * wsp_connect returned, with minus the difference. */
+/* The lower half of sock->completion: armed, an up-call will end the connect; running, its end is being made. Above: it has
+ * ended before wsp_connect returned, with minus the difference. The upper half is the attempt's number. */
 enum { COMPLETION_NONE, COMPLETION_OPEN, COMPLETION_ARMED, COMPLETION_RUNNING, COMPLETION_EARLY = 0x10000 };
 
 /* Connects in progress in this process. */
@@ -37,8 +37,8 @@ int connecting_wait(struct sock **held, int fd, int limit);
 /* Is it still in progress? While its end is being made the descriptors may show it before the socket's phase does: waits
  * until they agree. */
 bool connecting_goes_on(const struct sock *sock);
-/* From wpu.c: 0, or -EINVAL where none is in progress. */
-int connecting_complete(struct sock *sock, int error);
+/* From wpu.c: 0, or -EINVAL where that attempt is not in progress. */
+int connecting_complete(struct sock *sock, uint32_t attempt, int error);
 
 /* The completion of a connect in progress may exchange the files under the socket's descriptors at any moment: calls that
  * close, duplicate or overwrite such a number are made between these two. */

@@ -68,12 +68,21 @@ bool options_record(struct sock *sock, int level, int name, const void *value, s
     return place;
 }
 
-void options_replay(const struct sock *sock, int fd)
+bool options_nth(struct sock *sock, int nth, struct sock_option *option)
 {
-    for (int i = 0; i < sock->noptions; i++) {
-        const struct sock_option *option = &sock->options[i];
-        real.setsockopt(fd, option->level, option->name, option->value, option->length);
-    }
+    bool held = sock_lock(sock), found = nth < sock->noptions;
+    if (found)
+        *option = sock->options[nth];
+    if (held)
+        sock_unlock(sock);
+    return found;
+}
+
+void options_replay(struct sock *sock, int fd)
+{
+    struct sock_option option;
+    for (int i = 0; options_nth(sock, i, &option); i++)
+        real.setsockopt(fd, option.level, option.name, option.value, option.length);
 }
 
 /* --- on a connected companion --- */

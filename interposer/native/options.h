@@ -6,8 +6,10 @@
 /* After the real setsockopt succeeded on a socket that is not connected by a companion. False: there was no room. */
 bool options_record(struct sock *sock, int level, int name, const void *value, socklen_t length);
 const struct sock_option *options_find(const struct sock *sock, int level, int name);
+/* A copy of the nth recorded option, whole even if another thread records meanwhile; false: there are fewer. */
+bool options_nth(struct sock *sock, int nth, struct sock_option *option);
 /* Sets all recorded options on a TCP socket. */
-void options_replay(const struct sock *sock, int fd);
+void options_replay(struct sock *sock, int fd);
 /* On a connected companion. */
 int options_set(struct sock *sock, int fd, int level, int name, const void *value, socklen_t length);
 /* The hidden TCP socket behind a companion, made at need; -1 when there is no descriptor for it. */

@@ -54,8 +54,10 @@ int wpu_complete_overlapped_request(wpu_handle number, int error)
     struct sock *sock = wpu_query_socket_handle_context(number, &context) == 0 ? fdtable_at((uint32_t)context - 1) : NULL;
     if (!sock)
         return -ENOTSOCK;
-    /* Held now; but the handle may have been given back, and the socket be another, before it was. */
-    int result = wpu_query_socket_handle_context(number, &context) == 0 ? connecting_complete(sock, error) : -ENOTSOCK;
+    /* Held now; but the handle may have been given back, and the socket be another, before it was. Later the attempt's
+     * number tells. */
+    int result = wpu_query_socket_handle_context(number, &context) == 0
+                     ? connecting_complete(sock, (uint32_t)(context >> 32), error) : -ENOTSOCK;
     sock_put(sock);
     return result;
 }
