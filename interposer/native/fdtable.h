@@ -54,7 +54,8 @@ struct sock {
     _Atomic uint8_t slow;              /* SLOW_* */
     uint8_t family;                    /* AF_INET or AF_INET6 */
     uint8_t role;                      /* ROW_* of stats.h */
-    bool bound, port_is_ours, announce, shut_write;   /* announce: connect() has yet to say 0 once */
+    bool bound, port_is_ours, shut_write;
+    _Atomic bool announce;             /* connect() has yet to say 0 once */
     bool nonblocking;                  /* a listener: the program's view of O_NONBLOCK */
     uint16_t served;                   /* a listener: its byte on the page of companion.c */
     bool options_late;                 /* set since connect(): while it is in progress the provider has the companion */

@@ -202,7 +202,8 @@ static int disconnect(struct sock *sock, int fd)
     stats_row_clear(fd);
     sock->role = 0;
     sock->bound &= !sock->port_is_ours;
-    sock->shut_write = sock->announce = false;
+    sock->shut_write = false;
+    sock->announce = false;
     atomic_store(&sock->slow, 0);
     companion_stop_moving(&sock->moving);
     sock->moving = (struct moving){0};
@@ -210,7 +211,7 @@ static int disconnect(struct sock *sock, int fd)
     return replacement.error ? fail(replacement.error) : 0;
 }
 
-/* Waits for a connect in progress as a blocking connect() does, and says what it came to. 1: TCP's connect has begun. */
+/* Waits for a connect in progress as a blocking connect() does, and says what it came to. 1: TCP's connect goes on. */
 static int await(struct sock **held, int fd)
 {
     int error = connecting_wait(held, fd, SO_SNDTIMEO);
@@ -220,8 +221,7 @@ static int await(struct sock **held, int fd)
     error = sock_take_error(sock);
     if (error)
         return fail(error);
-    sock->announce = false;
-    return sock_phase(sock) == SOCK_CONNECTED ? 0 : 1;
+    return atomic_exchange(&sock->announce, false) || sock_phase(sock) == SOCK_CONNECTED ? 0 : 1;
 }
 
 /* connect() on a descriptor that a companion carries already, or a placeholder. */
@@ -244,11 +244,7 @@ static int connect_again(struct sock **held, int fd, const struct sockaddr *addr
     }
     if (unspecified)
         return disconnect(sock, fd);
-    if (sock->announce) {
-        sock->announce = false;
-        return 0;
-    }
-    return fail(EISCONN);
+    return atomic_exchange(&sock->announce, false) ? 0 : fail(EISCONN);
 }
 
 /* What a connect by the verdict's providers came to. 0: a companion. 1: TCP. -1: errno. */
@@ -291,6 +287,7 @@ static int decide_connect(struct sock *sock, int fd, const struct endpoint *remo
     if (result != 0) {
         sock->local = local;
         sock->remote = *remote;
+        sock->announce = false;
     }
     bool final = result > 0;
     result = settle(sock, fd, &verdict, result);
@@ -305,13 +302,15 @@ static int decide_connect(struct sock *sock, int fd, const struct endpoint *remo
 /* In the provider's thread. The program learns of it by readiness, SO_ERROR or a second connect(). */
 void switch_completed(struct sock *sock, int fd, const struct verdict *verdict, int result)
 {
+    bool at_once = result == 0;
     if (result < 0 && verdict->otherwise != OTHERWISE_ERROR) {   /* first: a fresh TCP socket looks connected to poll() */
         struct sockaddr_storage address;
         socklen_t length = sizeof address;
         int tcp = atomic_load(&sock->shadow), flags = real.fcntl(tcp, F_GETFL, 0);
         endpoint_to_sockaddr(&sock->remote, sock->family, (struct sockaddr *)&address, &length);
         real.fcntl(tcp, F_SETFL, flags | O_NONBLOCK);
-        if (real.connect(tcp, (struct sockaddr *)&address, length) < 0 && errno != EINPROGRESS)
+        at_once = real.connect(tcp, (struct sockaddr *)&address, length) == 0;
+        if (!at_once && errno != EINPROGRESS)
             atomic_store(&sock->connect_error, errno);
         real.fcntl(tcp, F_SETFL, flags);
     } else if (result != 0) {
@@ -319,8 +318,8 @@ void switch_completed(struct sock *sock, int fd, const struct verdict *verdict, 
     }
     if (result != 0)
         connecting_give_back(sock, fd);
+    sock->announce = at_once;
     settle(sock, fd, verdict, result);
-    sock->announce = result == 0;
     connecting_release(sock);
 }
 
@@ -351,6 +350,8 @@ int switch_connect(int fd, const struct sockaddr *address, socklen_t length)
         sock_take_error(sock);
     if (error && !(error & CONNECT_CANCELLED))
         result = fail(error);
+    else if (phase == SOCK_TCP && atomic_load_explicit(&sock->announce, memory_order_relaxed))
+        result = atomic_exchange(&sock->announce, false) ? 0 : 1;
     else if (phase == SOCK_CONNECTED || phase == SOCK_CONNECTING)
         result = connect_again(&sock, fd, address, length);
     else if (sock && destination(sock, address, length, &remote) && begin(sock)) {
