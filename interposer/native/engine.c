@@ -82,7 +82,7 @@ static _Atomic bool fork_waits;        /* for upcall, with admin held */
 static _Atomic uint32_t forks;         /* a waiting frame that a fork carried into a child knows by this */
 
 static _Atomic bool thread_alive;      /* written under admin */
-static bool thread_stays;              /* under admin */
+static _Atomic bool thread_stays;      /* engine = "startup": and makes no call that a sandbox might not know */
 static _Atomic bool thread_asleep;     /* waits on `work` */
 static _Atomic uint32_t work;          /* futex: counts queued tasks */
 static _Atomic uint32_t tickets, timeouts;
@@ -597,7 +597,7 @@ static bool no_work_left(void)
 {
     pthread_mutex_lock(&admin);
     atomic_store(&thread_alive, false);
-    if (thread_stays || next_task())
+    if (atomic_load(&thread_stays) || next_task())
         atomic_store(&thread_alive, true);
     bool left = !atomic_load(&thread_alive);
     pthread_mutex_unlock(&admin);
@@ -633,7 +633,8 @@ static void *function_main(void *unused)
             if (spin(&work, seen, true, &thread_budget))
                 continue;
         }
-        count_cpus(idle_since);
+        if (!atomic_load(&thread_stays))
+            count_cpus(idle_since);
         struct timespec deadline = after_ms(IDLE_MS);
         atomic_store(&thread_asleep, true);
         futex_wait(&work, seen, &deadline);
@@ -682,7 +683,7 @@ static void interrupt_function(void)
 {
     sigset_t mask;
     pthread_t thread;
-    if (!lock(&admin, 0, &mask))
+    if (atomic_load(&thread_stays) || !lock(&admin, 0, &mask))
         return;
     if (!atomic_exchange(&interrupting, true)) {
         if (start_thread(&thread, INTERRUPT_STACK, interrupt_main, NULL))
@@ -956,7 +957,7 @@ void engine_start(const void *table)
     if (atomic_load(&state) == NOT_STARTED)
         start_once(table);
     if (atomic_load(&state) == READY && !ensure_configured(table)) {
-        thread_stays = true;
+        atomic_store(&thread_stays, true);
         for (uint32_t i = 0; i < header_of(table)->nfunctions && i < PREPARED; i++) {
             struct decision_request request = {.function = i, .rule = RULE_DEFAULT};
             if (on_function_thread(true, table, &request, IMPORT_MS, &ignored))

@@ -75,11 +75,14 @@ def test_small_stack(tmp_path):
 
 
 def test_sandbox(tmp_path):
-    """P8, O1: under a seccomp filter nothing is started; started before it, the engine serves on."""
+    """P8, O1: under a seccomp filter nothing is started; started before it, the engine serves on, later too, and lives
+    with a function that takes too long."""
     table = write_table(tmp_path, RULE, FINE)
     assert verdicts(run(table, EMBEDDED, "sandbox", 0, 80)) == [(TCP, reasons.ENGINE_SANDBOX)]
-    assert verdicts(run(table, STARTUP, "startup", 0, 80)) == [(SAN, 0)]
+    assert verdicts(run(table, STARTUP, "startup", 0, 80, 3, 1100)) == [(SAN, 0)] * 3
     assert verdicts(run(table, STARTUP, "startup", "-", 80)) == [(SAN, 0)]
+    slow = write_table(tmp_path, RULE.replace("5000", "20"), FINE.replace("return", "import time; time.sleep(0.1); return"))
+    assert verdicts(run(slow, STARTUP, "startup", 0, 80)) == [(TCP, reasons.FUNCTION_TIMEOUT)]
 
 
 def test_python_host(tmp_path):
