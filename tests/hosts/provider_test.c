@@ -16,7 +16,7 @@
 
 #define COMPANIONS 32768
 #define RECORD_SIZE (1 << 15)
-#define THREADS 64
+#define QUEUE 1024
 
 struct companion_of_test {
     enum { UNUSED, MADE, BOUND, CONNECTING, CONNECTED, LISTENING, SILENT, GONE } state;
@@ -183,10 +183,14 @@ static unsigned number_of(enum provider provider, wsp_descriptor descriptor, con
 {
     unsigned number = descriptor == 0 ? 1 : descriptor == (wsp_descriptor)-1 ? 2
                                           : (unsigned)((descriptor - 0xdeadbeef00000000u) / 3);
-    if (number < 1 || number > made[provider] || descriptor_of(number) != descriptor)
+    pthread_mutex_lock(&lock);
+    bool known = number >= 1 && number <= made[provider] && descriptor_of(number) == descriptor;
+    bool gone = known && companions[provider][number].state == GONE;
+    pthread_mutex_unlock(&lock);
+    if (!known)
         die("wsp_%s of %c was called with a descriptor that is not the provider's: %#jx", who, "ab"[provider],
             (uintmax_t)descriptor);
-    if (companions[provider][number].state == GONE)
+    if (gone)
         die("wsp_%s of %c was called with the descriptor of a companion that is gone: %c%u", who, "ab"[provider],
             "ab"[provider], number);
     return number;
@@ -446,41 +450,60 @@ static int test_listen(enum provider provider, wsp_descriptor descriptor, int ba
     return fails ? ended(place, ordered(provider, CALL_LISTEN)) : 0;
 }
 
+/* The provider's own threads, and what they have to complete. */
 struct late {
-    pthread_t thread;
     enum provider provider;
     unsigned number;
     int error;
 };
 
-static struct late late[THREADS];
-static _Atomic unsigned nlate, joined;
+static struct late late[QUEUE];
+static unsigned nlate, taken, done;
+static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
+static pthread_once_t started = PTHREAD_ONCE_INIT;
 
 static void *complete_late(void *argument)
 {
-    struct late *this = argument;
-    complete(this->provider, this->number, this->error);
+    (void)argument;
+    pthread_mutex_lock(&lock);
+    for (;;) {
+        while (taken == nlate)
+            pthread_cond_wait(&changed, &lock);
+        struct late this = late[taken++ % QUEUE];
+        pthread_mutex_unlock(&lock);
+        complete(this.provider, this.number, this.error);
+        pthread_mutex_lock(&lock);
+        done++;
+        pthread_cond_broadcast(&changed);
+    }
     return NULL;
 }
 
-static unsigned start_completion(enum provider provider, unsigned number)
+static void start_threads(void)
 {
-    unsigned place = nlate++;
-    if (place >= THREADS)
+    pthread_t thread;
+    for (int i = 0; i < 2; i++)
+        if (pthread_create(&thread, NULL, complete_late, NULL) != 0 || pthread_detach(thread) != 0)
+            die("no thread");
+}
+
+static void complete_by_thread(enum provider provider, unsigned number)
+{
+    pthread_once(&started, start_threads);
+    pthread_mutex_lock(&lock);
+    if (nlate - done == QUEUE)
         die("too many late completions");
-    late[place].provider = provider;
-    late[place].number = number;
-    late[place].error = orders[provider].late;
-    if (pthread_create(&late[place].thread, NULL, complete_late, &late[place]) != 0)
-        die("no thread");
-    return place;
+    late[nlate++ % QUEUE] = (struct late){provider, number, orders[provider].late};
+    pthread_cond_broadcast(&changed);
+    pthread_mutex_unlock(&lock);
 }
 
 void join_completions(void)
 {
-    for (; joined < nlate; joined++)
-        if (late[joined].thread)
-            pthread_join(late[joined].thread, NULL);
+    pthread_mutex_lock(&lock);
+    while (done != nlate)
+        pthread_cond_wait(&changed, &lock);
+    pthread_mutex_unlock(&lock);
 }
 
 int complete_handle(wpu_handle handle, int error)
@@ -490,17 +513,29 @@ int complete_handle(wpu_handle handle, int error)
 
 int complete(enum provider provider, unsigned number, int error)
 {
-    if (!error)
-        error = -fabric_connect(provider, number);
-    if (error)
-        errno = EIO;
     pthread_mutex_lock(&lock);
-    if (at(provider, number)->state == CONNECTING)
+    if (at(provider, number)->state == CONNECTING) {   /* else the switch has closed it meanwhile */
+        error = error ? error : -fabric_connect(provider, number);
         at(provider, number)->state = error ? BOUND : CONNECTED;
+    }
     wpu_handle handle = at(provider, number)->handle;
     pthread_mutex_unlock(&lock);
+    if (error)
+        errno = EIO;
     size_t place = record(provider, CALL_COMPLETE, " {%c%u} %s", "ab"[provider], number, error ? strerrorname_np(error) : "0");
     return ended(place, complete_handle(handle, error));
+}
+
+unsigned complete_all(enum provider provider, int error)
+{
+    unsigned count = 0;
+    for (unsigned number = 1; number <= companions_made(provider); number++) {
+        pthread_mutex_lock(&lock);
+        bool waits = at(provider, number)->state == CONNECTING;
+        pthread_mutex_unlock(&lock);
+        count += waits && complete(provider, number, error) == 0;
+    }
+    return count;
 }
 
 static int test_connect(enum provider provider, wsp_descriptor descriptor, const struct endpoint *remote)
@@ -522,13 +557,11 @@ static int test_connect(enum provider provider, wsp_descriptor descriptor, const
     ended(place, -EINPROGRESS);
     switch (orders[provider].completion) {
     case BEFORE_RETURN: complete(provider, number, orders[provider].late); break;
-    case BEFORE_RETURN_BY_THREAD: {
-        unsigned started = start_completion(provider, number);
-        pthread_join(late[started].thread, NULL);
-        late[started].thread = 0;
+    case BEFORE_RETURN_BY_THREAD:
+        complete_by_thread(provider, number);
+        join_completions();
         break;
-    }
-    case BY_THREAD: start_completion(provider, number); break;
+    case BY_THREAD: complete_by_thread(provider, number); break;
     default: break;
     }
     return -EINPROGRESS;
@@ -597,8 +630,10 @@ static int test_close_socket(enum provider provider, wsp_descriptor descriptor)
     bool fails = begins(provider, CALL_CLOSE);
     size_t place = record(provider, CALL_CLOSE, " {%c%u}", "ab"[provider], number);
     give_handle(provider, number);
-    set_state(provider, number, GONE);
+    pthread_mutex_lock(&lock);         /* nobody connects a number that is another's by now */
+    at(provider, number)->state = GONE;
     real.close(at(provider, number)->fd);
+    pthread_mutex_unlock(&lock);
     return fails ? ended(place, ordered(provider, CALL_CLOSE)) : 0;
 }
 

@@ -61,8 +61,10 @@ uint64_t moved_out(enum provider provider), moved_in(enum provider provider);   
 
 /* Connects the fabric where error is 0, and makes the up-call; what that answered. */
 int complete(enum provider provider, unsigned number, int error);
+/* The same for every companion whose connect is in progress: how many there were. */
+unsigned complete_all(enum provider provider, int error);
 /* Makes the up-call with any handle. */
 int complete_handle(wpu_handle handle, int error);
-/* Waits for the provider's threads. */
+/* Waits until the providers' threads have nothing left to do. */
 void join_completions(void);
 #endif

@@ -110,7 +110,9 @@ CASE(final_at_once, "ab", "S18: after one of the three final codes neither anoth
             fail_call(A, CALL_CONNECT, codes[i][0]);
             int client = app_socket(AF_INET, SOCK_STREAM | (nonblocking ? NONBLOCK : 0));
             here();
-            check(app_connect(client, LOOPBACK, port) == -1 && errno == codes[i][1]);
+            check(app_connect(client, LOOPBACK, port) == -1 && errno == (nonblocking ? EINPROGRESS : codes[i][1]));
+            check(!nonblocking || app_poll(client, POLLOUT, 1000) == (POLLOUT | POLLERR | POLLHUP));
+            check(!nonblocking || app_error(client) == codes[i][1]);
             snprintf(text, sizeof text, "a.connect a1 127.0.0.1:server = %s\n a.close a1", strerrorname_np(codes[i][0]));
             called_of(CONNECTS | 1u << CALL_CLOSE, text);
             check(calls(B, CALL_REACH) == asked);
@@ -133,13 +135,17 @@ TWIN(final_like_tcp, "a", "S18: ECONNRESET and ECONNREFUSED look like TCP's refu
 {
     int dead = app_socket(AF_INET, SOCK_STREAM);
     check(app_bind(dead, LOOPBACK, 0) == 0);
-    for (int code = 0; code < 2; code++) {
-        fail_call(A, CALL_CONNECT, code ? ECONNRESET : ECONNREFUSED);
-        int client = app_socket(AF_INET, SOCK_STREAM);
+    for (int turn = 0; turn < 8; turn++) {
+        fail_call(A, CALL_CONNECT, turn & 1 ? ECONNRESET : ECONNREFUSED);
+        int client = app_socket(AF_INET, SOCK_STREAM | (turn & 2 ? NONBLOCK : 0));
         app_connect(client, LOOPBACK, port_of(dead));
-        app_error(client);
+        if (turn & 2)
+            app_poll(client, POLLOUT, 1000);
+        if (turn & 4)
+            app_error(client);
         app_peer(client);
-        app_connect(client, LOOPBACK, port_of(dead));
+        if (!(turn & 2))
+            app_connect(client, LOOPBACK, port_of(dead));
         app_close(client);
         served_by(dead, 't');
     }

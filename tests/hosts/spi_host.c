@@ -427,18 +427,48 @@ int tcp_client(const char *ip, int port)
     return -error;
 }
 
-int full_server(const char *ip, int *port, int fillers[2])
+struct slow slow_server(void)
 {
+    struct slow slow = {.filler = -1};
     struct sockaddr_storage address;
-    socklen_t length = address_of(&address, ip, 0);
-    int fd = real.socket(address.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    check(fd >= 0 && real.bind(fd, (struct sockaddr *)&address, length) == 0 && real.listen(fd, 0) == 0);
-    *port = port_of(fd);
-    name_port("server", *port);
-    fillers[0] = tcp_client(ip, *port);
-    check(fillers[0] >= 0);
-    fillers[1] = -1;
+    socklen_t length = address_of(&address, LOOPBACK, 0);
+    slow.listener = socket(AF_INET, SOCK_STREAM, 0);
+    check(slow.listener >= 0 && bind(slow.listener, (struct sockaddr *)&address, length) == 0);
+    check(listen(slow.listener, oracle ? 0 : 64) == 0);
+    slow.port = port_of(slow.listener);
+    name_port("server", slow.port);
+    if (oracle)
+        check((slow.filler = tcp_client(LOOPBACK, slow.port)) >= 0);
+    orders[A].completion = WHEN_TOLD;
+    here();
+    return slow;
+}
+
+void let_in(struct slow *slow)
+{
+    if (oracle)
+        check(real.listen(slow->listener, 64) == 0);
+    else
+        check(complete_all(A, 0));
+}
+
+int slow_accept(struct slow *slow)
+{
+    if (slow->filler >= 0) {
+        check(real.close(real.accept(slow->listener, NULL, NULL)) == 0);
+        real.close(slow->filler);
+        slow->filler = -1;
+    }
+    int fd = accept(slow->listener, NULL, NULL);
+    check(fd >= 0);
     return fd;
+}
+
+void close_slow(struct slow *slow)
+{
+    if (slow->filler >= 0)
+        real.close(slow->filler);
+    close(slow->listener);
 }
 
 /* --- what came of it --- */
@@ -538,6 +568,7 @@ static int open_sockets(void)
 
 void nothing_left_at(const char *file, int line)
 {
+    join_completions();
     for (int provider = A; provider < PROVIDERS; provider++) {
         if (companions_alive(provider))
             fail_at(file, line, "%u companions of %c are left", companions_alive(provider), "ab"[provider]);
@@ -597,7 +628,7 @@ bool blocks(struct thread *thread)
 
 int finish(struct thread *thread)
 {
-    for (int i = 0; i < 5000 && !thread->done; i++)
+    for (int i = 0; i < 10000 && !thread->done; i++)
         pause_ms(1);
     if (!thread->done)
         fail_case("a call hangs");

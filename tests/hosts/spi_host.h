@@ -108,8 +108,17 @@ void close_pair(struct pair *pair);
 
 int tcp_server(const char *ip, int *port);
 int tcp_client(const char *ip, int port);
-/* A listener whose backlog is full, with the two connections that fill it: the next client waits. */
-int full_server(const char *ip, int *port, int fillers[2]);
+
+/* A server whose clients have to wait until they are let in: their provider answers when told, or (under TCP) the backlog
+ * is full, and they get in within a second. */
+struct slow {
+    int listener, port, filler;
+};
+struct slow slow_server(void);
+void let_in(struct slow *slow);
+int slow_accept(struct slow *slow);
+void close_slow(struct slow *slow);
+#define SOON 4000                      /* milliseconds that any wait after let_in() is good for */
 
 /* --- what came of it --- */
 

@@ -56,9 +56,7 @@ def find_cases() -> list[Case]:
     cases = []
     for source in SOURCES:
         text = (HOSTS / source).read_text()
-        found = [
-            Case(source, match[2], match[3], match[4], match[1] == "TWIN") for match in pattern.finditer(text)
-        ]
+        found = [Case(source, match[2], match[3], match[4], match[1] == "TWIN") for match in pattern.finditer(text)]
         assert len(found) == len(re.findall(r"^(?:CASE|TWIN)\(", text, re.MULTILINE)), source
         cases += found
     return cases
@@ -109,7 +107,7 @@ def holds(case: Case, sanitizer: str, tables: Mapping[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_case(case: Case, tables: Mapping[str, Path], record_property: pytest.FixtureRequest) -> None:
+def test_case(case: Case, tables: Mapping[str, Path]) -> None:
     """S1-S30: the calls both ways, in order and with their arguments, and what the program sees of them."""
     holds(case, "plain", tables)
 
@@ -120,5 +118,7 @@ def test_sanitized(sanitizer: str, source: str, tables: Mapping[str, Path]) -> N
     """S10, S14, T13: the same cases, with a look at every access to memory, and at every race."""
     host(sanitizer)
     chosen = [case for case in CASES if case.source == source]
+    if sanitizer == "thread":  # it does not know the call by which the engine's fork handlers take their lock
+        chosen = [case for case in chosen if "fork" not in case.name]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(lambda case: run(sanitizer, tables[case.policy], case.name), chosen))
