@@ -172,21 +172,38 @@ def predicate_holds(kind: int, text: bytes, number: int, facts: Facts) -> bool:
 
 def glob_matches(pattern: bytes, text: bytes) -> bool:
     """`*` is any bytes, `?` is one byte, every other byte is itself."""
-    p = t = 0
-    star = -1
-    mark = 0
-    while t < len(text):
-        if p < len(pattern) and pattern[p] == 0x2A:
-            star, mark = p, t
-            p += 1
-        elif p < len(pattern) and (pattern[p] == 0x3F or pattern[p] == text[t]):
-            p += 1
-            t += 1
-        elif star >= 0:
-            mark += 1
-            p, t = star + 1, mark
-        else:
+    first, *pieces = pattern.split(b"*")
+    if not pieces:
+        return len(first) == len(text) and _find(first, text, 0, len(text)) == 0
+    last = pieces.pop()
+    at, end = len(first), len(text) - len(last)
+    if end < at or _find(first, text, 0, at) or _find(last, text, end, len(text)) != end:
+        return False
+    for piece in pieces:
+        at = _find(piece, text, at, end)
+        if at < 0:
             return False
-    while p < len(pattern) and pattern[p] == 0x2A:
-        p += 1
-    return p == len(pattern)
+        at += len(piece)
+    return True
+
+
+def _find(piece: bytes, text: bytes, start: int, end: int) -> int:
+    """bytes.find for a piece in which `?` is one byte: arguments and environments can have megabytes."""
+    if b"?" not in piece:
+        return text.find(piece, start, end)
+    parts = piece.split(b"?")
+    longest = max(parts, key=len)
+    before = piece.index(longest)
+    while start + len(piece) <= end:
+        start = text.find(longest, start + before, end) - before
+        if start + before < 0 or start + len(piece) > end:
+            return -1
+        at = start
+        for part in parts:
+            if not text.startswith(part, at):
+                break
+            at += len(part) + 1
+        else:
+            return start
+        start += 1
+    return -1

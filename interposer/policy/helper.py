@@ -246,7 +246,7 @@ class Helper:
             return
         received = descriptors(control)
         kind = HEAD.unpack_from(message)[0] if len(message) >= HEAD.size else 0
-        if kind == WATCH and len(received) == 1:
+        if kind == WATCH and len(received) == 1 and is_pidfd(received[0]):
             self.watch(received[0])
             self.send(client, message)
             return
@@ -365,6 +365,15 @@ def descriptors(control: list[tuple[int, int, bytes]]) -> list[int]:
         if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
             found += struct.unpack(f"={len(data) // 4}i", data[: len(data) // 4 * 4])
     return found
+
+
+def is_pidfd(fd: int) -> bool:
+    """Whether a descriptor becomes readable when a process ends. With any other, a client could keep us for ever."""
+    try:
+        with open(f"/proc/self/fdinfo/{fd}") as info:
+            return "\nPid:" in info.read()
+    except OSError:
+        return False
 
 
 def facts_of(pieces: dict[int, bytes]) -> Facts:
