@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ SANRUN = ROOT / ".venv/bin/sanrun"
 SANCTL = ROOT / ".venv/bin/sanctl"
 PYTHON = "/usr/bin/python3"
 ON_SAN = ("unix", "defaults")
+NO_PROCESSES = ("unshare", "--pid", "--fork", "--mount-proc") if os.geteuid() == 0 else ()
 
 SERVER = """\
 import socket, sys, threading
@@ -138,8 +140,31 @@ class World:
             assert time.monotonic() - begin < 5
         return time.monotonic() - begin
 
-    def sanctl(self, *words: str, status: int = 0) -> str:
+    def sanctl(self, *words: str, status: int = 0, prefix: Sequence[str] = ()) -> str:
         """What sanctl printed on both channels."""
-        done = subprocess.run([SANCTL, *words], capture_output=True, text=True, timeout=30, env=self.environment)
+        done = self._sanctl(*words, prefix=prefix)
         assert done.returncode == status, done.stdout + done.stderr
         return done.stdout + done.stderr
+
+    def reload(self, status: int = 0, alone: bool = False) -> str:
+        """`sanctl reload`. Other programs of this user may run too: only what it says of this world counts. `alone`: it
+        sees no process at all, so that whatever runs elsewhere holds no table."""
+        done = self._sanctl("reload", prefix=NO_PROCESSES if alone else ())
+        lines = [line for line in (done.stdout + done.stderr).splitlines() if str(self.folder) in line]
+        others = len(lines) < len((done.stdout + done.stderr).splitlines())
+        assert done.returncode == status or (others and status == 0), done.stdout + done.stderr
+        return "".join(f"{line}\n" for line in lines)
+
+    def reload_json(self, failed: bool = False) -> dict[str, Any]:
+        """What `sanctl reload --json` says of the only table of this world."""
+        done = self._sanctl("reload", "--json")
+        answer = json.loads(done.stdout)
+        assert answer["schema"] == 1
+        (table,) = (table for table in answer["tables"] if table["table"].startswith(str(self.folder)))
+        assert done.returncode == any(each["result"] == "failed" for each in answer["tables"])
+        assert (table["result"] == "failed") == failed, table
+        return dict(table)
+
+    def _sanctl(self, *words: str, prefix: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+        command = [*prefix, str(SANCTL), *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, env=self.environment)
