@@ -37,6 +37,9 @@ def facts(request):
     assert process.environment["WORD"] == "yes"
     assert request.remote == ("127.0.0.1", 86), request
     return "unix"
+def pauses(request):
+    time.sleep(0.001)
+    return "unix"
 def forks(request):
     child = os.fork()
     if child == 0:
@@ -351,6 +354,18 @@ def test_a_function_that_loops_is_interrupted(tmp_path, engine, function):
     assert float(support.fields(output, "burnt_ms")[0]["burnt_ms"]) < 100
     assert verdicts(output, "after") == [(SAN, 0)]
     assert "FunctionTimeout" in support.log(table)
+
+
+@pytest.mark.parametrize("cpus", [1, 2])
+def test_who_sleeps_is_woken(tmp_path, cpus):
+    """P5: an answer is there when the function is done, not when its time is over; by sleeping as by spinning."""
+    table = table_of(tmp_path, "fine", "pauses", defaults="timeout_ms = 10000\n")
+    allowed = sorted(os.sched_getaffinity(0))[:cpus]
+    for function in 0, 1:
+        arguments = ("asks", function, 81 + function, 100)
+        output = run(table, EMBEDDED, *arguments, preexec_fn=lambda: os.sched_setaffinity(0, allowed))
+        assert verdicts(output) == [(SAN, 0)] * 100
+        assert max(float(line["ms"]) for line in support.fields(output, "verdict")) < 5000
 
 
 def test_spinning_ends_soon(tmp_path):

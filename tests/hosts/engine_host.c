@@ -462,7 +462,7 @@ static void small_stack(void)
     show("large", ask(FUNCTION_NONE, 80));
 }
 
-/* Kills who starts threads or asks for CPUs. */
+/* Kills who starts threads or asks for CPUs, in every thread. */
 static void sandbox(void)
 {
     struct sock_filter filter[] = {
@@ -475,7 +475,7 @@ static void sandbox(void)
     };
     struct sock_fprog program = {sizeof filter / sizeof *filter, filter};
     prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-    if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program))
+    if (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, &program))
         perror("seccomp");
 }
 
