@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from interposer.policy.helper import Helper
 
 ATTEMPTS = 10
-ANSWER_SECONDS = 1.0
+ANSWER_SECONDS = 1
 START_SECONDS = 10.0
 READY = b"ready"
 NOT_INHERITED = ("LD_PRELOAD", "INTERPOSER", "INTERPOSER_TABLE", "INTERPOSER_LOG", "INTERPOSER_POLICY")
@@ -56,8 +56,11 @@ def _join(address: str, pidfd: int) -> bool:
     """Asks a helper that runs already to watch this process too. False where none runs."""
     connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
     try:
-        connection.settimeout(ANSWER_SECONDS)
+        # Only a blocking connect() waits for room in the backlog, and this bounds it.
+        wait = struct.pack("=qq", ANSWER_SECONDS, 0)
+        connection.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, wait)
         connection.connect(b"\0" + address.encode())
+        connection.settimeout(ANSWER_SECONDS)
         peer = struct.unpack("=3i", connection.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12))
         if peer[1] not in (0, os.geteuid()):
             raise HelperError(f"the helper's address @{address} is held by process {peer[0]} of user {peer[1]}")

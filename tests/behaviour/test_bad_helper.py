@@ -7,6 +7,7 @@ import os
 import resource
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ import pytest
 from engine_support import HELPER, SAN, TCP, run, verdicts, write_table
 from puppet import SANRUN, Actor, plain_environment, switched_environment
 from test_bad_tables import RUINS
-from test_engine_helper import LOCALHOST, address_of, helpers, launched, wait_until
+from test_engine_helper import LAUNCH, LOCALHOST, address_of, helpers, launched, wait_until
 from world import World, companion_name
 
 from interposer.diag import stats
@@ -403,6 +404,37 @@ def test_two_hundred_clients_at_once(tmp_path: Path) -> None:
         wait_until(lambda: process.num_fds() <= 10)
 
 
+def test_launcher_waits_for_a_busy_helper(tmp_path: Path) -> None:
+    """P8: A program that is started while the helper's backlog is full gets that helper, and not a message."""
+    table = table_of(tmp_path, defaults="timeout_ms = 3000\n")
+    crowd: list[socket.socket] = []
+    with launched(tmp_path, table) as first:
+        (process,) = helpers(table)
+        process.suspend()
+        try:
+            with pytest.raises(BlockingIOError):
+                while True:
+                    crowd.append(connection_of(tmp_path))
+            environment = {**os.environ, "PYTHONPATH": str(support.ROOT)}
+            command = [sys.executable, "-c", LAUNCH, table, address_of(tmp_path), "sleep", "60"]
+            with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as second:
+                assert second.stderr
+                with pytest.raises(subprocess.TimeoutExpired):
+                    second.wait(0.5)
+                process.resume()
+                wait_until(lambda: psutil.Process(second.pid).name() == "sleep")
+                first.kill()
+                first.wait(10)
+                assert verdicts(run(table, HELPER, "asks", 0, 81)) == [(SAN, 0)]
+                assert helpers(table) == [process]
+                second.kill()
+                assert second.stderr.read() == ""
+        finally:
+            process.resume()
+            for one in crowd:
+                one.close()
+
+
 def flood(client: socket.socket) -> None:
     """Facts without end."""
     client.send(HEAD.pack(FACT, 4) + b"A=")
@@ -468,7 +500,7 @@ def test_clients_that_abuse_it(tmp_path: Path) -> None:
 
     def abuse(how: Callable[[socket.socket], None]) -> None:
         while not stop.is_set():
-            with connection_of(tmp_path) as clients[how], contextlib.suppress(OSError):
+            with contextlib.suppress(OSError), connection_of(tmp_path) as clients[how]:
                 how(clients[how])
 
     with launched(tmp_path, table), asker(table) as ask:
