@@ -64,6 +64,7 @@ struct sock {
     _Atomic uint8_t turn;              /* a listener: how often the same side was served in a row */
     uint8_t reason;
     uint32_t rule;
+    uint64_t generation;               /* of the policy that `rule` is of */
     uint32_t fork_count;               /* lifecycle's, when the socket was made */
     _Atomic int shadow;                /* hidden TCP socket that holds the port and answers for options, or -1 */
     int epoll, epoll_old;              /* a listener's private epoll of this process, and an inherited one; or -1 */

@@ -495,6 +495,8 @@ void stats_engine(uint32_t state, uint32_t reason)
 
 void stats_generation(uint64_t number)
 {
+    if (atomic_load_explicit(&generation, memory_order_relaxed) == number)
+        return;
     atomic_store(&generation, number);
     if (ready())
         __atomic_store_n(&atomic_load(&page)->table_generation, number, __ATOMIC_RELAXED);

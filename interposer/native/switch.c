@@ -19,6 +19,7 @@
 
 #define SAME_SIDE_IN_A_ROW 8           /* connections from one side of a listener before the other is asked first */
 #define TURNED_AWAY_IN_A_ROW 16
+#define RULE_EARLIER (RULE_DEFAULT - 1)
 
 static int fail(int error)
 {
@@ -28,12 +29,22 @@ static int fail(int error)
 
 /* --- deciding --- */
 
+static size_t earlier_policy(uint32_t rule, char *out, size_t size)
+{
+    (void)rule;
+    return (size_t)snprintf(out, size, "an earlier policy");
+}
+
 void switch_publish(int fd, const struct sock *sock)
 {
+    uint64_t now = flows_generation();
+    bool current = sock->generation == now;
+    stats_generation(now);
     enum sock_phase phase = sock_phase(sock);
     bool san = phase == SOCK_LISTENING || phase == SOCK_CONNECTED;
     stats_row_set(fd, sock->role, sock->family, san ? sock->companions[0].provider->id : PROVIDER_NONE, sock->reason,
-                  &sock->local, &sock->remote, 0, sock->rule, flows_rule_text);
+                  &sock->local, &sock->remote, 0, current ? sock->rule : RULE_EARLIER,
+                  current ? flows_rule_text : earlier_policy);
 }
 
 /* The socket is TCP's from here on. */
@@ -56,6 +67,7 @@ static void decide(struct sock *sock, uint8_t role, const struct endpoint *local
 {
     flows_decide(role, sock->family, local, remote, sock->options, sock->noptions, verdict);
     sock->rule = verdict->rule;
+    sock->generation = flows_generation();
     sock->send_buffer = verdict->send_buffer;
     sock->receive_buffer = verdict->receive_buffer;
     if (verdict->action == ACTION_SAN && lifecycle_io_uring) {
@@ -424,12 +436,13 @@ struct inherited {
     int family, reason;
     uint32_t rule;
     bool strict;
+    uint64_t generation;
 };
 
 static struct inherited inherited_from(const struct sock *listener)
 {
     int reason = sock_phase(listener) == SOCK_LISTENING ? REASON_PEER_TCP : listener->reason;
-    return (struct inherited){listener->family, reason, listener->rule, listener->strict};
+    return (struct inherited){listener->family, reason, listener->rule, listener->strict, listener->generation};
 }
 
 static struct sock *adopt_accepted(int fd, const struct inherited *inherited, enum sock_phase phase)
@@ -438,6 +451,7 @@ static struct sock *adopt_accepted(int fd, const struct inherited *inherited, en
     if (sock) {
         sock->role = ROW_ACCEPT;
         sock->rule = inherited->rule;
+        sock->generation = inherited->generation;
         sock->fork_count = lifecycle_forks();
     }
     return sock;
@@ -692,6 +706,7 @@ static struct sock *adopt_native(int fd)
         sock->local = local;
         sock->remote = peer;
         sock->role = end ? ROW_ACCEPT : ROW_CONNECT;
+        sock->generation = flows_generation();
         sock->companions[0].provider = native_providers[i];
         atomic_store(&sock->phase, SOCK_CONNECTED);
         switch_publish(fd, sock);

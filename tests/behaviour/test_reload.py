@@ -15,6 +15,8 @@ import psutil
 import pytest
 from policy_world import NO_PROCESSES, ON_SAN, PYTHON, SANRUN, World
 
+from interposer.diag import stats
+
 TCP = '[[rule]]\nrole = "connect"\nuse = "tcp"\n'
 ON_TCP = ("tcp", "policy.toml:2")
 FUNCTION = '[[rule]]\nrole = "connect"\nuse = "python:site_policy:decide"\n'
@@ -90,6 +92,35 @@ def test_bad_policy_changes_nothing(world: World) -> None:
     world.write(TCP)
     world.reload()
     world.follows(client, ON_TCP)
+
+
+TWO_LISTENERS = """\
+import os, socket, sys
+first = socket.create_server(("127.0.0.1", 0))
+print(os.getpid(), flush=True)
+for line in sys.stdin:
+    second = socket.create_server(("127.0.0.1", 0))
+    client = socket.create_connection(first.getsockname())
+    accepted = first.accept()[0]
+    print(second.fileno(), accepted.fileno(), flush=True)
+"""
+
+
+def test_a_rule_is_named_as_of_its_policy(world: World) -> None:
+    """P6, O1: what a listener of an earlier policy accepts is not shown as of a rule that now has the number."""
+    script = world.folder / "two.py"
+    script.write_text(TWO_LISTENERS)
+    program, pid = world.started(str(SANRUN), "--policy", str(world.policy), PYTHON, str(script))
+
+    def rules() -> list[str]:
+        rows = {row.fd: row.rule for row in stats.process(pid).rows}
+        return [rows[int(word)].removeprefix(f"{world.folder}/") for word in program.ask("go").split()]
+
+    assert rules() == ["defaults", "defaults"]
+    world.write('[[rule]]\nrole = "both"\nuse = ["unix"]\n')
+    world.reload()
+    wait_until(lambda: rules()[0] == "policy.toml:2")
+    assert rules() == ["policy.toml:2", "an earlier policy"]
 
 
 def test_a_process_alone(world: World) -> None:
