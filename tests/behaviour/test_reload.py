@@ -113,8 +113,9 @@ def test_a_rule_is_named_as_of_its_policy(world: World) -> None:
     program, pid = world.started(str(SANRUN), "--policy", str(world.policy), PYTHON, str(script))
 
     def rules() -> list[str]:
+        descriptors = [int(word) for word in program.ask("go").split()]
         rows = {row.fd: row.rule for row in stats.process(pid).rows}
-        return [rows[int(word)].removeprefix(f"{world.folder}/") for word in program.ask("go").split()]
+        return [rows[descriptor].removeprefix(f"{world.folder}/") for descriptor in descriptors]
 
     assert rules() == ["defaults", "defaults"]
     world.write('[[rule]]\nrole = "both"\nuse = ["unix"]\n')
