@@ -153,10 +153,8 @@ static void generations(unsigned threads)
     decisions = mixed = backward = questions = last_number = 0;
     for (unsigned i = 0; i < threads && i < 64; i++)
         pthread_create(&ids[i], NULL, generation_thread, NULL);
-    alarm(60);
     if (!fgets(line, sizeof line, stdin))
         exit(1);
-    alarm(0);
     stopping = true;
     for (unsigned i = 0; i < threads && i < 64; i++)
         pthread_join(ids[i], NULL);
@@ -214,6 +212,7 @@ int main(void)
     int given;
 
     while (fgets(line, sizeof line, stdin)) {
+        alarm(60);                     /* for one command; the next may be long in coming */
         if (sscanf(line, "facts %u %s %s %s %s %s", &x, a, b, c, d, e) == 6) {
             facts = (struct process_facts){.user = x, .exe = unhex(a, 0), .name = unhex(b, 0),
                                            .arguments = unhex(c, 0), .environment = unhex(d, 0),
@@ -266,6 +265,7 @@ int main(void)
             puts("?");
         }
         fflush(stdout);
+        alarm(0);
     }
     return 0;
 }
