@@ -421,6 +421,13 @@ int companion_listen(struct sock *sock, int fd, const struct verdict *verdict, i
     return 0;
 }
 
+/* As accept() tells that a connection could not be taken. */
+static int not_taken(int error)
+{
+    bool short_of = error == -EMFILE || error == -ENFILE || error == -ENOMEM || error == -ENOBUFS;
+    return short_of ? error : -ECONNABORTED;
+}
+
 int companion_accept(struct sock *sock, int index, bool nonblocking, bool cloexec, struct moving *moving,
                      struct endpoint *local, struct endpoint *peer)
 {
@@ -429,10 +436,11 @@ int companion_accept(struct sock *sock, int index, bool nonblocking, bool cloexe
     int error = listener->provider->wsp_accept(listener->descriptor, (uintptr_t)sock->item.index + 1, nonblocking, cloexec,
                                                &descriptor, local, peer);
     if (error)
-        return error;
+        return error == -EAGAIN || error == -EINVAL ? error : not_taken(error);
     replay_options(sock, listener->provider, descriptor);
     struct companion accepted = {listener->provider, descriptor};
-    return detach(&accepted, moving);
+    int fd = detach(&accepted, moving);
+    return fd < 0 ? not_taken(fd) : fd;
 }
 
 int companion_poll_fd(const struct sock *sock, int index)

@@ -5,6 +5,7 @@
 #include "companion.h"
 #include "real.h"
 #include "reasons.h"
+#include "stats.h"
 #include <errno.h>
 #include <linux/filter.h>
 #include <netinet/in.h>
@@ -115,6 +116,9 @@ int options_shadow(struct sock *sock)
     if (fresh < 0)
         return -1;
     options_replay(sock, fresh);
+    int none = 0;
+    if (sock->role == ROW_ACCEPT && !options_find(sock, SOL_SOCKET, SO_PRIORITY))   /* which follows IP_TOS, but not so far */
+        real.setsockopt(fresh, SOL_SOCKET, SO_PRIORITY, &none, sizeof none);
     if (!atomic_compare_exchange_strong(&sock->shadow, &fd, fresh)) {
         hidden_close(fresh);
         return fd;

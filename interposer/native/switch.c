@@ -746,10 +746,12 @@ static int name(int fd, struct sockaddr *address, socklen_t *length, bool peer)
     int result = 0;
     if (peer && (connecting_goes_on(sock) || is_over(sock, fd)))
         result = fail(ENOTCONN);
-    else if (is_no_pointer(length) || (is_no_pointer(address) && *length))
+    else if (is_no_pointer(length))
         result = fail(EFAULT);
     else if ((int)*length < 0)
         result = fail(EINVAL);
+    else if (is_no_pointer(address) && *length)
+        result = fail(EFAULT);
     else
         endpoint_to_sockaddr(peer ? &sock->remote : &sock->local, sock->family, address, length);
     sock_put(sock);
