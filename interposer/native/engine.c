@@ -36,7 +36,7 @@
 #define STACK_NEEDED (64u << 10)
 #define MEMORY_NEEDED (32u << 20)
 #define START_STACK (1u << 20)
-#define FUNCTION_STACK (8u << 20)      /* what CPython's own recursion limits are made for */
+#define FUNCTION_STACK (2u << 20)
 #define START_MS 5000
 #define ADMIN_MS 1000
 #define UPCALL_MS 100
