@@ -151,8 +151,8 @@ void connecting_dispose(struct sock *sock)
 
 void connecting_after_fork_child(struct sock *sock, int fd)
 {
-    int flags = real.fcntl(fd, F_GETFD, 0);
-    if (sock_phase(sock) == SOCK_CONNECTING && flags >= 0)
+    int flags = sock_phase(sock) == SOCK_CONNECTING ? real.fcntl(fd, F_GETFD, 0) : -1;
+    if (flags >= 0)
         real.dup3(atomic_load(&sock->shadow), fd, flags & FD_CLOEXEC ? O_CLOEXEC : 0);
 }
 
