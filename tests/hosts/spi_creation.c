@@ -322,7 +322,7 @@ static const struct local locals[] = {
 
 TWIN(local_addresses, "a", "S11, S12, S26: wsp_bind has a concrete address and the TCP socket's port, however it was bound")
 {
-    int listener = serve("::"), port = port_of(listener), spare = 20000;
+    int listener = serve("::"), port = port_of(listener);
     for (size_t i = 0; i < sizeof locals / sizeof *locals; i++) {
         const struct local *row = &locals[i];
         char text[200], parked[64];
@@ -330,15 +330,10 @@ TWIN(local_addresses, "a", "S11, S12, S26: wsp_bind has a concrete address and t
         int client = app_socket(row->family, SOCK_STREAM);
         if (row->option)
             check(app_set(client, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1) == 0);
-        if (row->bound && row->port) {
-            struct sockaddr_storage address;
-            socklen_t length;
-            do
-                length = address_of(&address, row->bound, ++spare);
-            while (bind(client, (struct sockaddr *)&address, length) < 0);
-        } else if (row->bound) {
+        if (row->bound && row->port)
+            bind_somewhere(client, row->bound);
+        else if (row->bound)
             check(app_bind(client, row->bound, 0) == 0);
-        }
         check(app_connect(client, row->target, port) == 0);
         int own = app_local(client);
         check(own > 0);

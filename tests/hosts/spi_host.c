@@ -4,6 +4,15 @@
 #include <dirent.h>
 #include <stdarg.h>
 
+#ifdef __SANITIZE_THREAD__
+/* It does not know the call that takes this lock before a fork. */
+const char *__tsan_default_suppressions(void);
+const char *__tsan_default_suppressions(void)
+{
+    return "mutex:engine_after_fork_parent\n";
+}
+#endif
+
 bool oracle;
 static struct test_case *cases;
 
@@ -59,11 +68,11 @@ static int descriptors[1024], ndescriptors;
 
 static int fd_name(int fd)
 {
+    if (fd < 0)
+        return fd;
     for (int i = ndescriptors - 1; i >= 0; i--)
         if (descriptors[i] == fd)
             return i + 1;
-    if (fd < 0)
-        return fd;
     if (ndescriptors == 1024)
         fail_case("too many descriptors");
     descriptors[ndescriptors++] = fd;
@@ -155,6 +164,18 @@ int app_bind(int fd, const char *ip, int port)
     socklen_t length = address_of(&address, ip, port);
     char text[16];
     return CALLED(bind(fd, (struct sockaddr *)&address, length), "bind(%d, %s:%s)", fd_name(fd), ip, port_text(port, text));
+}
+
+int bind_somewhere(int fd, const char *ip)
+{
+    static int port = 20000;
+    struct sockaddr_storage address;
+    socklen_t length;
+    do {
+        check(++port < 30000);
+        length = address_of(&address, ip, port);
+    } while (bind(fd, (struct sockaddr *)&address, length) < 0);
+    return port;
 }
 
 int app_listen(int fd, int backlog)
@@ -601,6 +622,7 @@ void fail_call(enum provider provider, enum call call, int error)
 static void *run_thread(void *argument)
 {
     struct thread *thread = argument;
+    thread->id = gettid();
     thread->result = thread->run(thread);
     thread->done = true;
     return NULL;
@@ -610,6 +632,7 @@ void start(struct thread *thread, int (*run)(struct thread *), int fd)
 {
     thread->run = run;
     thread->fd = fd;
+    thread->id = 0;
     thread->done = false;
     check(pthread_create(&thread->thread, NULL, run_thread, thread) == 0);
 }
@@ -620,9 +643,28 @@ void pause_ms(int milliseconds)
     nanosleep(&time, NULL);
 }
 
+/* Has it slept for three looks in a row? */
+static bool sleeps(const struct thread *thread)
+{
+    char path[64], line[256] = "";
+    snprintf(path, sizeof path, "/proc/self/task/%d/stat", thread->id);
+    for (int looks = 0; looks < 3; looks++) {
+        int fd = open(path, O_RDONLY | O_CLOEXEC);
+        ssize_t got = fd < 0 ? 0 : real.read(fd, line, sizeof line - 1);
+        real.close(fd);
+        const char *state = got > 0 ? strrchr(line, ')') : NULL;
+        if (!state || state[2] != 'S')
+            return false;
+        pause_ms(5);
+    }
+    return true;
+}
+
 bool blocks(struct thread *thread)
 {
-    pause_ms(30);
+    for (int i = 0; i < 5000 && !thread->done && !(thread->id && sleeps(thread)); i++)
+        pause_ms(1);
+    pause_ms(10);
     return !thread->done;
 }
 

@@ -71,6 +71,7 @@ void say_result(long result, const char *format, ...) __attribute__((format(prin
 
 int app_socket(int family, int type);
 int app_bind(int fd, const char *ip, int port);
+int bind_somewhere(int fd, const char *ip);   /* to a port of its own choice, which it gives */
 int app_listen(int fd, int backlog);
 int app_connect(int fd, const char *ip, int port);
 int app_accept(int fd);                /* says the peer's address */
@@ -149,13 +150,12 @@ struct thread {
     pthread_t thread;
     int (*run)(struct thread *thread);
     int fd, port, result;
-    const char *text;
+    _Atomic pid_t id;
     _Atomic bool done;
 };
 void start(struct thread *thread, int (*run)(struct thread *), int fd);
-bool blocks(struct thread *thread);    /* it has not come back after a while */
+bool blocks(struct thread *thread);    /* it sleeps, and has not come back */
 int finish(struct thread *thread);     /* within a bound */
-/* Waits until the thread sleeps in the kernel. */
 bool eventually(bool (*holds)(void));
 void pause_ms(int milliseconds);
 #endif

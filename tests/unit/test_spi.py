@@ -118,7 +118,5 @@ def test_sanitized(sanitizer: str, source: str, tables: Mapping[str, Path]) -> N
     """S10, S14, T13: the same cases, with a look at every access to memory, and at every race."""
     host(sanitizer)
     chosen = [case for case in CASES if case.source == source]
-    if sanitizer == "thread":  # it does not know the call by which the engine's fork handlers take their lock
-        chosen = [case for case in chosen if "fork" not in case.name]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(lambda case: run(sanitizer, tables[case.policy], case.name), chosen))
