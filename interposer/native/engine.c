@@ -1,7 +1,8 @@
 /* Owns the embedded policy engine: whether this process may have one, its start, the one thread that runs users'
  * functions, and the fork protocol. Two locks: `admin` (start, that thread's life) is taken before `upcall` (whoever is
- * in Python holds it); waits for both are bounded. A signal handler that comes in while its thread asks is answered TCP.
- * Python itself is behind engine_module.h: nothing here needs its headers, and nothing is loaded before the first ask. */
+ * in Python holds it); waits for both are bounded. Questions to the function thread travel without a lock. A signal
+ * handler that comes in while its thread asks is answered TCP. Python itself is behind engine_module.h: nothing here
+ * needs its headers, and nothing is loaded before the first ask. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif

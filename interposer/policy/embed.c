@@ -352,7 +352,8 @@ static void thread_end(void *state)
     if (gone || !state)
         return;
     PyEval_RestoreThread(state);
-    function_thread = 0;
+    if (function_thread == PyThread_get_thread_ident())
+        function_thread = 0;           /* else its successor has begun already */
     PyGILState_Release(PyGILState_UNLOCKED);
 }
 
