@@ -81,7 +81,8 @@ def test_sandbox(tmp_path):
     assert verdicts(run(table, EMBEDDED, "sandbox", 0, 80)) == [(TCP, reasons.ENGINE_SANDBOX)]
     assert verdicts(run(table, STARTUP, "startup", 0, 80, 3, 1100)) == [(SAN, 0)] * 3
     assert verdicts(run(table, STARTUP, "startup", "-", 80)) == [(SAN, 0)]
-    slow = write_table(tmp_path, RULE.replace("5000", "20"), FINE.replace("return", "import time; time.sleep(0.1); return"))
+    pauses = FINE.replace("return", "import time; time.sleep(0.1); return")
+    slow = write_table(tmp_path, RULE.replace("5000", "20"), pauses)
     assert verdicts(run(slow, STARTUP, "startup", 0, 80)) == [(TCP, reasons.FUNCTION_TIMEOUT)]
 
 
