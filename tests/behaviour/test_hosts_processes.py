@@ -7,6 +7,8 @@ import re
 import pytest
 from awkward import KINDS, Lab, Outcome, build_host
 
+from interposer.policy import reasons
+
 INHERITED = "T"
 """The letter of a listener that the program has handed to another one, so that it gave its companion up."""
 WAYS = {
@@ -39,6 +41,8 @@ def check_forks(outcome: Outcome, children: int) -> None:
     assert (san + tcp, wrong) == (children, 0), outcome.said
     assert san > children * 0.9, (outcome.said, outcome.carried)
     assert totals(outcome.said, "parent")[2] == 0, outcome.said
+    # Children without the engine of their own would ask the helper.
+    assert outcome.log.count(f"engine: not in this process, reason {reasons.ENGINE_FORKED}\n") < children * 0.1
     # A socket that was made before one of the forks and connects after it is shared with the child.
     assert set(outcome.carried) <= {"unix", "SHARED", "ENGINE_FORKED", "ENGINE_BUSY", "BACKLOG_FULL"}
 
