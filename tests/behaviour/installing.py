@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import glob
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import tomllib
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -17,6 +19,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 DEBIAN = "/usr/bin/python3"
+RUNTIME = tempfile.mkdtemp(prefix="interposer-run-")
+atexit.register(shutil.rmtree, RUNTIME, ignore_errors=True)
 KNOWN = ((3, 11), (3, 12), (3, 13), (3, 14))
 """Versions that are looked for; newer ones count when they are found."""
 FACTS = "import json, sys; print(json.dumps([sys.version_info[:3], sys.base_prefix]))"
@@ -30,7 +34,7 @@ def environment() -> dict[str, str]:
     """Of the caller, without what would steer Python or the switch."""
     steers = ("INTERPOSER", "PYTHON", "VIRTUAL_ENV", "LD_PRELOAD", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(steers)}
-    return kept | {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1", "LC_ALL": "C.UTF-8"}
+    return kept | {"XDG_RUNTIME_DIR": RUNTIME, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1", "LC_ALL": "C.UTF-8"}
 
 
 def run(
