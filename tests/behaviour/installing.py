@@ -34,7 +34,7 @@ def environment() -> dict[str, str]:
     """Of the caller, without what would steer Python or the switch."""
     steers = ("INTERPOSER", "PYTHON", "VIRTUAL_ENV", "LD_PRELOAD", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(steers)}
-    return kept | {"XDG_RUNTIME_DIR": RUNTIME, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1", "LC_ALL": "C.UTF-8"}
+    return kept | {"XDG_RUNTIME_DIR": RUNTIME, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "LC_ALL": "C.UTF-8"}
 
 
 def run(
