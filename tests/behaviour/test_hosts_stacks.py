@@ -28,9 +28,9 @@ def test_small_stack(lab: Lab, where: str, size: int, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("limit", [16, 64, 128, 1024])
+@pytest.mark.parametrize("limit", [32, 64, 128, 1024])
 def test_small_stack_of_the_main_thread(lab: Lab, limit: int, kind: str) -> None:
-    """P8: a program started with a stack limit of so many KiB."""
+    """P8: a program started with a stack limit of so many KiB (with 16, libc itself fails now and then)."""
     outcome = lab.run(kind, "sh", "-c", f"ulimit -s {limit} && exec {stacks()} {lab.port} main 0")
     assert (outcome.letter, outcome.said) == ("status 0", "UUU\n"), outcome
     assert outcome.carried == ["unix"] * 4
