@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import engine_support as support
 import psutil
 import pytest
 from engine_support import HELPER, SAN, TCP, run, verdicts, write_table
+from flows_driver import put
 from puppet import SANRUN, Actor, plain_environment, switched_environment
 from test_bad_tables import RUINS
 from test_engine_helper import LAUNCH, LOCALHOST, address_of, helpers, launched, wait_until
@@ -33,6 +35,7 @@ SLACK_MS = 250
 LOAD_MS = 600
 """For a machine that is busy with other tests."""
 
+TCP_POLICY = support.DEFAULTS + '[[rule]]\nrole = "connect"\nuse = "tcp"\n'
 FUNCTIONS = """
 import os, time
 def fine(request):
@@ -350,7 +353,7 @@ def remove(place: Path) -> None:
     place.with_suffix(".real").unlink(missing_ok=True)
 
 
-@pytest.mark.parametrize("kind", RUINS)
+@pytest.mark.parametrize("kind", [kind for kind in RUINS if kind != "unreadable"])  # which root can read
 def test_helper_under_a_bad_table(tmp_path: Path, kind: str) -> None:
     """P6, P8, X3: A helper whose table is replaced by something bad goes on with the one it has, for programs that have
     that one too; a good table is taken at once."""
@@ -358,14 +361,16 @@ def test_helper_under_a_bad_table(tmp_path: Path, kind: str) -> None:
     place = Path(table)
     good = place.read_bytes()
     generation = Table(good).generation
+    other = Path(write_table(tmp_path, TCP_POLICY, FUNCTIONS)).read_bytes()
+    put(place, good)
     with launched(tmp_path, table), connection_of(tmp_path) as client:
         for asked in (generation, generation + 1):
             remove(place)
-            RUINS[kind](place, good)
+            RUINS[kind](place, other)
             assert question(client, generation=asked)[2:4] == (generation, SAN)
         remove(place)
-        write_table(tmp_path, support.DEFAULTS + '[[rule]]\nrole = "connect"\nuse = "tcp"\n')
-        fresh = Table(place.read_bytes()).generation
+        put(place, other)
+        fresh = Table(other).generation
         assert fresh != generation
         assert question(client, generation=fresh)[2:4] == (fresh, TCP)
         assert len(helpers(table)) == 1
@@ -497,11 +502,13 @@ def test_clients_that_abuse_it(tmp_path: Path) -> None:
     table = table_of(tmp_path, defaults="timeout_ms = 3000\n", more='[[process]]\nenv = "X=*ac*ac*"\nengine = "off"\n')
     stop = threading.Event()
     clients: dict[object, socket.socket] = {}
+    dropped: Counter[object] = Counter()
 
     def abuse(how: Callable[[socket.socket], None]) -> None:
         while not stop.is_set():
             with contextlib.suppress(OSError), connection_of(tmp_path) as clients[how]:
                 how(clients[how])
+            dropped[how] += 1
 
     with launched(tmp_path, table), asker(table) as ask:
         assert ask()[:2] == (SAN, 0)
@@ -512,22 +519,25 @@ def test_clients_that_abuse_it(tmp_path: Path) -> None:
             thread.start()
         times = []
         until = time.monotonic() + 3
-        while time.monotonic() < until:
-            action, reason, ms = ask()
-            assert (action, reason) == (SAN, 0), support.log(table)
-            times.append(ms)
-            time.sleep(0.005)
-        stop.set()
+        try:
+            while time.monotonic() < until:
+                action, reason, ms = ask()
+                assert (action, reason) == (SAN, 0), support.log(table)
+                times.append(ms)
+                time.sleep(0.005)
+            assert process.memory_info().rss < 200 << 20
+            assert min(dropped[how] for how in (flood, garbage, oversized, deaf, watches)) >= 1
+        finally:
+            stop.set()
+            while any(thread.is_alive() for thread in threads):
+                for client in clients.values():
+                    with contextlib.suppress(OSError):
+                        client.shutdown(socket.SHUT_RDWR)
+                time.sleep(0.05)
+            for one in idle:
+                one.close()
         print(f"{len(times)} questions, the slowest {max(times):.0f} ms")
         assert helpers(table) == [process]
-        assert process.memory_info().rss < 200 << 20
-        while any(thread.is_alive() for thread in threads):
-            for client in clients.values():
-                with contextlib.suppress(OSError):
-                    client.shutdown(socket.SHUT_RDWR)
-            time.sleep(0.05)
-        for one in idle:
-            one.close()
         wait_until(lambda: process.num_fds() <= 10)
         assert ask()[:2] == (SAN, 0)
 
