@@ -14,7 +14,9 @@
 #include <netinet/in.h>
 #include <sched.h>
 #include <stdarg.h>
+#include <linux/seccomp.h>
 #include <sys/ioctl.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -270,7 +272,7 @@ int hook_recvmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags, s
 ssize_t hook_write(int fd, const void *buffer, size_t size)
 {
     struct sock *sock = fdtable_companion(fd);
-    return sock ? data_send(sock, fd, buffer, size, 0) : real.write(fd, buffer, size);
+    return sock ? data_write(sock, fd, buffer, size) : real.write(fd, buffer, size);
 }
 
 ssize_t hook_writev(int fd, const struct iovec *vector, int count)
@@ -492,6 +494,13 @@ int hook_clone(int (*run)(void *), void *stack, int flags, void *argument, pid_t
     return real.clone(run, stack, flags, argument, parent, tls, child);
 }
 
+int hook_prctl(int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d)
+{
+    if (option == PR_SET_SECCOMP)
+        switch_before_filter(a == SECCOMP_MODE_STRICT, (const struct sock_fprog *)b);
+    return real.prctl(option, a, b, c, d);
+}
+
 int hook_setns(int fd, int type)
 {
     lifecycle_moved = true;
@@ -549,6 +558,10 @@ long hook_syscall(long number, long a, long b, long c, long d, long e, long f)
 {
     if (lifecycle_active && is_ours(number))
         return by_number(number, a, b, c, d);
+    if (number == SYS_seccomp && (a == SECCOMP_SET_MODE_STRICT || a == SECCOMP_SET_MODE_FILTER))
+        switch_before_filter(a == SECCOMP_SET_MODE_STRICT, (const struct sock_fprog *)c);
+    if (number == SYS_prctl && a == PR_SET_SECCOMP)
+        switch_before_filter(b == SECCOMP_MODE_STRICT, (const struct sock_fprog *)c);
     if (number == SYS_clone)
         note_clone(a);
     if (number == SYS_io_uring_setup)

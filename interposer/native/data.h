@@ -11,6 +11,7 @@ ssize_t data_recv(struct sock *sock, int fd, void *buffer, size_t size, int flag
 ssize_t data_recvmsg(struct sock *sock, int fd, struct msghdr *message, int flags);
 int data_recvmmsg(struct sock *sock, int fd, struct mmsghdr *messages, unsigned count, int flags, struct timespec *timeout);
 ssize_t data_readv(struct sock *sock, int fd, const struct iovec *vector, int count);
+ssize_t data_write(struct sock *sock, int fd, const void *buffer, size_t size);
 ssize_t data_send(struct sock *sock, int fd, const void *buffer, size_t size, int flags);
 ssize_t data_sendmsg(struct sock *sock, int fd, const struct msghdr *message, int flags);
 int data_sendmmsg(struct sock *sock, int fd, struct mmsghdr *messages, unsigned count, int flags);

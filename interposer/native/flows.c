@@ -538,3 +538,15 @@ uint8_t flows_engine(void)
     leave();
     return engine;
 }
+
+bool flows_strict(void)
+{
+    struct policy_table *table = enter();
+    bool strict = table && table->otherwise == OTHERWISE_ERROR;
+    for (uint32_t i = 0; table && i < table->header->nsections; i++)
+        strict |= table->sections[i].otherwise == OTHERWISE_ERROR;
+    for (uint32_t i = 0; table && i < table->header->nrules; i++)
+        strict |= table->rules[i].otherwise == OTHERWISE_ERROR;
+    leave();
+    return strict;
+}

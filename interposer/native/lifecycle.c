@@ -8,6 +8,7 @@
 #include "ports.h"
 #include "provider_unix.h"
 #include "real.h"
+#include "sandbox.h"
 #include "stats.h"
 #include "switch.h"
 #include "trace.h"
@@ -58,7 +59,8 @@ bool lifecycle_borrowed(void)
 static void before_fork(void)
 {
     atomic_fetch_add(&forks, 1);
-    engine_before_fork();
+    if (!sandbox_closed)               /* where nothing is decided any more */
+        engine_before_fork();
     fdtable_before_fork();
 }
 
@@ -71,7 +73,8 @@ static void after_fork_parent(void)
 static void after_fork_child(void)
 {
     int saved = errno;
-    lifecycle_pid = getpid();
+    if (!sandbox_closed)
+        lifecycle_pid = getpid();
     lifecycle_vfork = 0;
     if (alive)
         atomic_store(alive, 1);
@@ -80,7 +83,8 @@ static void after_fork_child(void)
     provider_unix_after_fork_child();
     fdtable_after_fork_child();
     stats_after_fork_child();
-    engine_after_fork_child();
+    if (!sandbox_closed)
+        engine_after_fork_child();
     errno = saved;
 }
 

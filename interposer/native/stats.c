@@ -57,6 +57,7 @@ static _Atomic bool replacing;              /* guards page_fd, page_dev and page
 static _Atomic uint32_t engine_state, engine_why;
 static _Atomic uint64_t generation;
 static void (*_Atomic on_new_page)(void);
+static _Atomic bool frozen;
 static _Thread_local bool making;
 
 static uint64_t now(clockid_t clock)
@@ -244,7 +245,7 @@ static struct stats_page *slow(void)
     uint32_t state = MAKING;
     int fd;
 
-    if (making || (!m && !(m = make_marker())))
+    if (making || atomic_load(&frozen) || (!m && !(m = make_marker())))
         return NULL;
     if (!claim(m))
         return atomic_load(&m->state) == READY ? atomic_load(&page) : NULL;
@@ -356,7 +357,7 @@ static void look_after_descriptor(struct stats_page *p, uint64_t t)
     uint64_t last = atomic_load_explicit(&looked, memory_order_relaxed);
     int saved = errno;
 
-    if (t - last < SECOND || atomic_exchange(&replacing, true))
+    if (t - last < SECOND || atomic_load(&frozen) || atomic_exchange(&replacing, true))
         return;
     atomic_store(&looked, t);
     if (!still_ours(page_fd))
@@ -500,6 +501,12 @@ void stats_generation(uint64_t number)
     atomic_store(&generation, number);
     if (ready())
         __atomic_store_n(&atomic_load(&page)->table_generation, number, __ATOMIC_RELAXED);
+}
+
+void stats_freeze(void)
+{
+    get();
+    atomic_store(&frozen, true);
 }
 
 /* Where the kernel does not wipe the marker. The inherited descriptor stays until the new page takes its number. */

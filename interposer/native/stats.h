@@ -62,6 +62,8 @@ void stats_upcall(void);
 void stats_engine(uint32_t state, uint32_t reason);   /* inherited by forked children */
 void stats_generation(uint64_t generation);           /* makes no page; inherited by forked children */
 /* For pthread_atfork's child handler. A child made without it (raw clone) finds out by itself. */
+/* No page is made any more, in children neither; the one that exists goes on counting. */
+void stats_freeze(void);
 void stats_after_fork_child(void);
 /* `rewrite` is called, with no lock held, each time that a forked child has made its own page, to write the rows of the
  * sockets that it inherited. */

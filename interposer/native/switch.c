@@ -15,6 +15,7 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #define SAME_SIDE_IN_A_ROW 8           /* connections from one side of a listener before the other is asked first */
@@ -102,7 +103,7 @@ int switch_socket(int domain, int type, int protocol)
         fd = real.socket(domain, type, protocol);
     if (fd < 0 || lifecycle_borrowed())
         return fd;
-    bool tcp = (domain == AF_INET || domain == AF_INET6) && (type & 0xf) == SOCK_STREAM &&
+    bool tcp = !sandbox_closed && (domain == AF_INET || domain == AF_INET6) && (type & 0xf) == SOCK_STREAM &&
                (protocol == 0 || protocol == IPPROTO_TCP);
     struct sock *sock = tcp && !switch_guard ? fdtable_new(fd, domain, SOCK_FRESH) : NULL;
     if (sock) {
@@ -119,7 +120,7 @@ static struct sock *adopt_foreign(int fd)
 {
     int domain, protocol;
     socklen_t length = sizeof domain;
-    if (!lifecycle_active || switch_guard || lifecycle_borrowed() ||
+    if (!lifecycle_active || switch_guard || sandbox_closed || lifecycle_borrowed() ||
         real.getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &length) < 0 || (domain != AF_INET && domain != AF_INET6) ||
         real.getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &protocol, &length) < 0 || protocol != IPPROTO_TCP)
         return NULL;
@@ -719,7 +720,7 @@ struct sock *switch_adopt(int fd)
 {
     int saved = errno;
     struct sock *sock = NULL;
-    if (lifecycle_active && !switch_guard && !lifecycle_borrowed() && !fdtable_peek(fd))
+    if (lifecycle_active && !switch_guard && !sandbox_closed && !lifecycle_borrowed() && !fdtable_peek(fd))
         sock = adopt_native(fd);
     errno = saved;
     return sock;
@@ -941,5 +942,26 @@ void switch_before_exec(void)
 {
     int saved = errno;
     fdtable_each(0, ~0u, hand_on, NULL);
+    errno = saved;
+}
+
+static bool leave_to_tcp(int fd, struct sock *sock, void *context)
+{
+    (void)context;
+    companion_give_up(sock, fd, REASON_SANDBOX);
+    return true;
+}
+
+void switch_before_filter(bool strict, const struct sock_fprog *filter)
+{
+    int saved = errno, forbidden = strict ? SYS_socket : sandbox_forbids(filter);
+    if (!lifecycle_active || sandbox_closed || forbidden < 0 || flows_strict() || lifecycle_borrowed())
+        return;
+    trace_log("a filter comes that forbids system call %d: listeners and new sockets are TCP's, reason %d", forbidden,
+              REASON_SANDBOX);
+    stats_reason(REASON_SANDBOX);
+    fdtable_each(0, ~0u, leave_to_tcp, NULL);
+    stats_freeze();
+    sandbox_closed = true;
     errno = saved;
 }

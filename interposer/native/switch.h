@@ -4,6 +4,7 @@
 #define INTERPOSER_SWITCH_H
 #include "fdtable.h"
 #include "real.h"
+#include "sandbox.h"
 
 /* Non-zero in a thread: every hook passes straight to libc (the embedded engine's own I/O, the switch's start). */
 extern _Thread_local int switch_guard;
@@ -35,6 +36,9 @@ int switch_fcntl(struct sock *sock, int fd, int command, long argument);
 /* Before another program takes over: what it inherits looks as this program left it. Only reads the tables, so a vfork
  * child may call it. */
 void switch_before_exec(void);
+/* A seccomp filter comes, or the kernel's strict mode. Where it forbids what the switch does, listeners and new sockets
+ * are TCP's from here on. */
+void switch_before_filter(bool strict, const struct sock_fprog *filter);
 /* MSG_FASTOPEN on a socket that is not connected: decides and connects; false where libc should do it all. */
 bool switch_fast_open(int fd, const struct sockaddr *address, socklen_t length, int *result);
 #endif

@@ -36,6 +36,7 @@ def decide(request):
     return "unix"
 """
 MODULES = {"function": "quiet_policy", "loud": "loud_policy"}
+FILTERS = ROOT / "interposer/native/sandbox.c"  # which some of them include
 PATIENCE = 60
 """Seconds after which a program counts as hanging."""
 
@@ -155,11 +156,11 @@ class Lab:
 
 @cache
 def build_host(name: str, *options: str, as_name: str = "") -> Path:
-    """Compiles tests/hosts/NAME.c, or .cpp, where it or the header has changed."""
+    """Compiles tests/hosts/NAME.c, or .cpp, where it or what it includes has changed."""
     (source,) = HOSTS.glob(f"{name}.c*")
     output = ROOT / ".build" / "hosts" / (as_name or name)
     output.parent.mkdir(parents=True, exist_ok=True)
-    newest = max(file.stat().st_mtime_ns for file in (source, HOSTS / "awkward.h", Path(__file__)))
+    newest = max(file.stat().st_mtime_ns for file in (source, HOSTS / "awkward.h", FILTERS, Path(__file__)))
     if not output.exists() or output.stat().st_mtime_ns < newest:
         fresh = output.with_suffix(f".{os.getpid()}")
         language = ["gcc", "-std=gnu11"]

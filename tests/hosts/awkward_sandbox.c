@@ -1,18 +1,18 @@
 /* awkward_sandbox PORT WHAT HOW: confines itself to the system calls that a plain TCP program makes, so that anything
  * else would be noticed. WHAT: client (connects afterwards), connected (connects before), server (listens and accepts
- * afterwards), listening (listens before and accepts afterwards), accepted (accepts before); a server prints its port.
+ * afterwards), listening (listens before and accepts afterwards), accepted (accepts before); a server prints its port; forked (connects before, and a child reads).
  * HOW: what befalls any other call: kill, errno (EPERM), trap (SIGSYS, with a handler that exits with 31); or strict, the
  * kernel's own mode of read, write and _exit; or syscall, as kill but installed through syscall(); or open, which allows
- * everything, and audit, which logs it; or probe, which only asks for filters. Exits with the letter of what carried the
+ * everything, and audit, which logs it; or exact, which kills, and allows beside a TCP program's
+ * calls those that the switch says it needs; or probe, which only asks for filters. Exits with the letter of what carried the
  * connection. */
 #include "awkward.h"
+#include "../../interposer/native/sandbox.c"
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <sys/prctl.h>
-
-#define ALLOW(number) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, number, 0, 1), BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)
 
 static void on_sigsys(int number)
 {
@@ -20,26 +20,54 @@ static void on_sigsys(int number)
     past_libc(SYS_exit_group, 31, 0, 0, 0, 0);
 }
 
-static void confine(const char *how)
+#define FILTER_MAX 200
+
+static struct sock_filter filter[FILTER_MAX];
+static unsigned short length;
+
+static void add(struct sock_filter step)
 {
-    uint32_t action = !strcmp(how, "errno") ? SECCOMP_RET_ERRNO | EPERM : !strcmp(how, "trap") ? SECCOMP_RET_TRAP
-                                                                                               : SECCOMP_RET_KILL_PROCESS;
-    struct sock_filter filter[] = {
-        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-        ALLOW(SYS_read), ALLOW(SYS_write), ALLOW(SYS_close), ALLOW(SYS_connect), ALLOW(SYS_accept), ALLOW(SYS_bind),
-        ALLOW(SYS_listen), ALLOW(SYS_getsockname), ALLOW(SYS_exit_group), ALLOW(SYS_rt_sigreturn), ALLOW(SYS_poll),
-        ALLOW(SYS_getsockopt),
-        /* socket(AF_INET, ...) only */
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_socket, 0, 3),
-        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[0])),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, AF_INET, 0, 1),
-        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
-        BPF_STMT(BPF_RET | BPF_K, action),
-    };
-    if (!strcmp(how, "open") || !strcmp(how, "audit"))   /* the first answer is that of all */
-        filter[0] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, how[0] == 'o' ? SECCOMP_RET_ALLOW : SECCOMP_RET_LOG);
-    struct sock_fprog program = {sizeof filter / sizeof *filter, filter};
+    if (length < FILTER_MAX)
+        filter[length++] = step;
+}
+
+static void allow(int number)
+{
+    add((struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)number, 0, 1));
+    add((struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW));
+}
+
+static void make_filter(const char *what, const char *how)
+{
+    static const int own[] = {SYS_read, SYS_write, SYS_close, SYS_connect, SYS_accept, SYS_bind, SYS_listen, SYS_getsockname,
+                              SYS_exit_group, SYS_rt_sigreturn, SYS_poll, SYS_getsockopt};
+    uint32_t action = !strcmp(how, "errno")  ? SECCOMP_RET_ERRNO | EPERM
+                      : !strcmp(how, "trap") ? SECCOMP_RET_TRAP
+                                             : SECCOMP_RET_KILL_PROCESS;
+    static const int of_fork[] = {SYS_clone, SYS_wait4, SYS_set_robust_list, SYS_rseq, SYS_rt_sigprocmask};
+    bool exact = !strcmp(how, "exact"), forks = !strcmp(what, "forked");
+    if (!strcmp(how, "open") || !strcmp(how, "audit"))
+        add((struct sock_filter)BPF_STMT(BPF_RET | BPF_K, how[0] == 'o' ? SECCOMP_RET_ALLOW : SECCOMP_RET_LOG));
+    add((struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)));
+    for (size_t i = 0; i < sizeof own / sizeof *own; i++)
+        allow(own[i]);
+    for (size_t i = 0; forks && i < sizeof of_fork / sizeof *of_fork; i++)
+        allow(of_fork[i]);
+    for (size_t i = 0; exact && i < sizeof needed / sizeof *needed; i++)
+        allow(needed[i].number);
+    /* socket(AF_INET, ...) only */
+    add((struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_socket, 0, 3));
+    add((struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[0])));
+    add((struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, AF_INET, 0, 1));
+    add((struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW));
+    add((struct sock_filter)BPF_STMT(BPF_RET | BPF_K, action));
+}
+
+static void confine(const char *what, const char *how)
+{
     struct sigaction sigsys = {.sa_handler = on_sigsys};
+    make_filter(what, how);
+    struct sock_fprog program = {length, filter};
     sigaction(SIGSYS, &sigsys, NULL);
     int failed = prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
     if (!failed && !strcmp(how, "strict"))
@@ -66,16 +94,29 @@ int main(int argc, char **argv)
     char letter;
     alarm(30);
     if (!strcmp(what, "client")) {
-        confine(how);
+        confine(what, how);
         for (int i = 0; i < 3; i++)
             letter = talk(port);
         leave(how, letter);
     }
     if (!strcmp(what, "connected")) {
         fd = connect_to(INADDR_LOOPBACK, port);
-        confine(how);
+        confine(what, how);
         letter = letter_from(fd);
         leave(how, letter == letter_from(fd) ? 'X' : letter);
+    }
+    if (!strcmp(what, "forked")) {
+        int status;
+        fd = connect_to(INADDR_LOOPBACK, port);
+        confine(what, how);
+        if (fork() == 0) {
+            letter = letter_from(fd);
+            close(fd);
+            leave(how, letter);
+        }
+        if (wait4(-1, &status, 0, NULL) < 0)
+            leave(how, 97);
+        leave(how, WIFEXITED(status) ? WEXITSTATUS(status) : 96);
     }
     if (strcmp(what, "server"))
         listener = listener_at(&own_port);
@@ -83,9 +124,9 @@ int main(int argc, char **argv)
         SAY("%d\n", own_port);
         fd = accept(listener, NULL, NULL);
         letter = carrier(fd);
-        confine(how);
+        confine(what, how);
     } else {
-        confine(how);
+        confine(what, how);
         if (listener < 0)
             listener = listener_at(&own_port);
         SAY("%d\n", own_port);
