@@ -456,15 +456,16 @@ def counting_table(number: int) -> bytes:
 def test_replaced_while_eight_threads_decide(tmp_path: Path) -> None:
     """P6, T13: Each decision is wholly of one table, direct, asked or remembered, and none is of an older one than the
     decision before it. Under the thread sanitizer."""
-    tables = [counting_table(number) for number in range(150)]
+    tables = [counting_table(number) for number in range(210)]
     path = put(tmp_path / "table", tables[0])
     with running(build("thread")) as host:
         # A second of the host's clock is 2.5 ms, so that it sees most of the tables.
         assert host.tell("hurry 400", f"load {path}") == ["ok", "0"]
         host.start("generations 8")
-        for data in tables:
+        for number, data in enumerate(tables):
             put(path, data)
-            time.sleep(0.025)
+            # The host takes 8 ms to read one table in four: the next one comes meanwhile, or after all have seen it.
+            time.sleep((0.004, 0.004, 0.03)[number % 3])
         time.sleep(0.1)
         host.start("stop")
         decisions, questions, mixed, backward, last = map(int, host.finish().split())
