@@ -10,7 +10,7 @@ import pytest
 from puppet import build, plain_environment, switched_environment
 
 FEW, MANY = 20, 60
-GETSOCKOPT = 55
+BIND, GETSOCKOPT = 49, 55
 ON_TCP = ["transfer", "connect", "names", "socket", "bind", "datagram", "raw", "unix"]
 
 
@@ -26,11 +26,9 @@ def each_time(what: str, options: tuple[str, ...] | None, scratch: Path) -> dict
         )
         counts.append(dict(tuple(map(int, line.split())) for line in output.read_text().splitlines()))
     few, many = counts
-    return {
-        number: (many.get(number, 0) - few.get(number, 0)) / (MANY - FEW)
-        for number in few | many
-        if many.get(number, 0) != few.get(number, 0)
-    }
+    costs = {number: (many.get(number, 0) - few.get(number, 0)) / (MANY - FEW) for number in few | many}
+    # The program's one connection may try several local ports before it finds one that is free.
+    return {number: cost for number, cost in costs.items() if cost and (number != BIND or abs(cost) >= 0.5)}
 
 
 @pytest.fixture(scope="module")
