@@ -105,10 +105,10 @@ if child == 0:
     time.sleep(5)
     os._exit(0)
 os.read(ready, 1)
-names = [line.split()[-1] for line in open("/proc/net/unix") if f"L/127.0.0.1:{address[1]}/" in line]
+names = [line.split()[-1] for line in open("/proc/net/unix", errors="replace") if f"L/127.0.0.1:{address[1]}/" in line]
 print(len(names))
 held = [os.readlink(f"/proc/{child}/fd/{fd}") for fd in os.listdir(f"/proc/{child}/fd")]
-inodes = [line.split()[6] for line in open("/proc/net/unix") if f"L/127.0.0.1:{address[1]}/" in line]
+inodes = [line.split()[6] for line in open("/proc/net/unix", errors="replace") if f"L/127.0.0.1:{address[1]}/" in line]
 print(sum(f"socket:[{inode}]" in held for inode in inodes))
 os.kill(child, 9)
 print(ask()[1])
