@@ -56,6 +56,7 @@ def test_sections_look_at_the_program_alone(world: World) -> None:
     assert world.connect(world.client(shell='exec "$@"', REGION="north")) == ("tcp", "policy.toml:4")
     assert world.connect(world.client(shell='unset REGION; exec "$@"', REGION="north")) == ON_SAN
     assert world.connect(world.client(shell='exec "$@" --tcp')) == ("tcp", "policy.toml:9")
+    assert world.connect(world.client(shell='exec "$@" "" --tcp')) == ("tcp", "policy.toml:9")
 
 
 def test_sections_in_their_order(world: World) -> None:
