@@ -36,10 +36,13 @@ Request = tuple[int, int, bytes, int, bytes, int]
 
 @cache
 def build(sanitizers: str = "") -> Path:
-    """The host program, newly built, under these sanitizers."""
+    """The host program under these sanitizers, built again only when a source has changed."""
     place = ROOT / ".build" / "hosts"
     place.mkdir(parents=True, exist_ok=True)
     output = place / ("flows_host" + ("-" + sanitizers.replace(",", "-") if sanitizers else ""))
+    newest = max(path.stat().st_mtime_ns for path in (HOST, Path(__file__), *NATIVE.iterdir()))
+    if output.exists() and output.stat().st_mtime_ns > newest:
+        return output
     flags = ["-std=gnu11", "-g", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}", "-pthread"]
     flags += ["-Wl,--wrap=mmap,--wrap=clock_gettime"]
     # GCC's thread sanitizer does not model fences, and warns of each; the flows' sequence lock has two.

@@ -240,7 +240,7 @@ def test_killed_while_it_answers(tmp_path: Path) -> None:
 
 def test_stopped_while_it_answers(tmp_path: Path) -> None:
     """P5, O1: A helper that is stopped with a question in hand costs time and slack, and serves when it goes on."""
-    table = table_of(tmp_path, "lasts", "timeout_ms = 1500\n")
+    table = table_of(tmp_path, "lasts", "timeout_ms = 1000\n")
     with launched(tmp_path, table), asker(table) as ask:
         (process,) = helpers(table)
         with begun(tmp_path, table) as program:
@@ -249,7 +249,7 @@ def test_stopped_while_it_answers(tmp_path: Path) -> None:
                 output = program.communicate(timeout=20)[0]
                 assert verdicts(output) == [(TCP, reasons.FUNCTION_TIMEOUT)] * 2
                 for line in support.fields(output, "verdict"):
-                    assert 1500 <= float(line["ms"]) < 1500 + SLACK_MS + LOAD_MS
+                    assert 1000 <= float(line["ms"]) < 1000 + SLACK_MS + LOAD_MS
             finally:
                 process.resume()
         assert ask()[:2] == (SAN, 0)

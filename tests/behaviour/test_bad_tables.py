@@ -327,7 +327,7 @@ def test_every_length(fuzzer: Fuzzer, step: int) -> None:
     assert fuzzer.taken == 1
 
 
-@pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize("step", [13, pytest.param(1, marks=pytest.mark.long)])
 def test_every_bit(fuzzer: Fuzzer, step: int) -> None:
     """X3, P2: With any bit of the header, or a bit of any field of the arrays, flipped under a right checksum a table
     is refused, or C and Python read it alike."""
@@ -342,6 +342,8 @@ def test_every_bit(fuzzer: Fuzzer, step: int) -> None:
 
 def damaged(random_: random.Random, good: bytes) -> bytes:
     data = bytearray(good)
+    if random_.random() < 0.03:
+        return with_checksum(good[:32] + random_.randbytes(len(good) - 32))
     for _ in range(random_.choice((1, 1, 1, 2, 3, 8))):
         kind = random_.randrange(8)
         if kind < 2:  # a number of the header
