@@ -76,13 +76,17 @@ static void set_buffer(const struct san_provider *provider, wsp_descriptor descr
 static int replay_options(struct sock *sock, const struct san_provider *provider, wsp_descriptor descriptor)
 {
     struct sock_option option;
+    bool send_set = false, receive_set = false;
     int error = 0;
-    for (int i = 0; !error && options_nth(sock, i, &option); i++)
+    for (int i = 0; !error && options_nth(sock, i, &option); i++) {
+        send_set |= option.level == SOL_SOCKET && option.name == SO_SNDBUF;
+        receive_set |= option.level == SOL_SOCKET && option.name == SO_RCVBUF;
         if (provider->wsp_supports(option.level, option.name))
             error = provider->wsp_setsockopt(descriptor, option.level, option.name, option.value, option.length);
-    if (!options_find(sock, SOL_SOCKET, SO_SNDBUF))
+    }
+    if (!send_set)
         set_buffer(provider, descriptor, SO_SNDBUFFORCE, SO_SNDBUF, sock->send_buffer);
-    if (!options_find(sock, SOL_SOCKET, SO_RCVBUF))
+    if (!receive_set)
         set_buffer(provider, descriptor, SO_RCVBUFFORCE, SO_RCVBUF, sock->receive_buffer);
     return error;
 }
@@ -99,6 +103,7 @@ static int set_up(struct sock *sock, struct companion *companion, const struct e
 {
     static _Atomic uint32_t attempts;
     sock->attempt = atomic_fetch_add(&attempts, 1) + 1;
+    sock->options_late = false;
     uintptr_t context = (uintptr_t)sock->attempt << 32 | (sock->item.index + 1);
     int error = companion->provider->wsp_socket(sock->family, context, &companion->descriptor);
     if (error)
@@ -209,9 +214,10 @@ static int prepare(struct sock *sock, int fd, const struct san_provider *provide
     error = set_up(sock, &companion, &local);
     if (error)
         return -reason_of(error);
-    if (!same_netns(fd, provider->wsp_poll_fd(companion.descriptor))) {
+    int native = provider->wsp_poll_fd(companion.descriptor);
+    if (native < 0 || !same_netns(fd, native)) {
         provider->wsp_close_socket(companion.descriptor);
-        return -REASON_NETNS;
+        return native < 0 ? -reason_of(native) : -REASON_NETNS;
     }
     sock->local = local;
     sock->companions[0] = companion;
@@ -392,9 +398,9 @@ int companion_listen(struct sock *sock, int fd, const struct verdict *verdict, i
             reason = reason_of(error);
             continue;
         }
-        if (!same_netns(fd, companion.provider->wsp_poll_fd(companion.descriptor)))
-            error = -EXDEV;
-        else
+        int native = companion.provider->wsp_poll_fd(companion.descriptor);
+        error = native < 0 ? native : same_netns(fd, native) ? 0 : -EXDEV;
+        if (!error)
             error = companion.provider->wsp_listen(companion.descriptor, backlog, sock->v6only);
         if (error) {
             companion.provider->wsp_close_socket(companion.descriptor);
@@ -509,9 +515,11 @@ void companion_give_up(struct sock *sock, int fd, int reason)
 
 void companion_dispose(struct sock *sock)
 {
+    int saved = errno;                 /* the close() that led here has succeeded */
     close_companions(sock);
     connecting_dispose(sock);
     companion_stop_moving(&sock->moving);
     readiness_dispose(sock);
     hidden_close(atomic_exchange(&sock->shadow, -1));
+    errno = saved;
 }

@@ -3,6 +3,7 @@
  * On the connecting side that is the parked socket; an accepted one gets a shadow when first needed. */
 #include "options.h"
 #include "companion.h"
+#include "connecting.h"
 #include "real.h"
 #include "reasons.h"
 #include "stats.h"
@@ -10,6 +11,7 @@
 #include <linux/filter.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/socket.h>
 
@@ -71,7 +73,12 @@ bool options_record(struct sock *sock, int level, int name, const void *value, s
 
 bool options_nth(struct sock *sock, int nth, struct sock_option *option)
 {
-    bool held = sock_lock(sock), found = nth < sock->noptions;
+    bool held = sock_lock(sock);
+    for (int tries = 0; !held && tries < 100; tries++) {
+        sched_yield();                 /* the holder may wait for this CPU */
+        held = sock_lock(sock);
+    }
+    bool found = held && nth < sock->noptions;
     if (found)
         *option = sock->options[nth];
     if (held)
@@ -117,7 +124,8 @@ int options_shadow(struct sock *sock)
         return -1;
     options_replay(sock, fresh);
     int none = 0;
-    if (sock->role == ROW_ACCEPT && !options_find(sock, SOL_SOCKET, SO_PRIORITY))   /* which follows IP_TOS, but not so far */
+    if (sock_phase(sock) == SOCK_CONNECTED && sock->role == ROW_ACCEPT &&
+        !options_find(sock, SOL_SOCKET, SO_PRIORITY))   /* which follows IP_TOS, but not so far */
         real.setsockopt(fresh, SOL_SOCKET, SO_PRIORITY, &none, sizeof none);
     if (!atomic_compare_exchange_strong(&sock->shadow, &fd, fresh)) {
         hidden_close(fresh);
@@ -154,6 +162,18 @@ static int refuse(int error)
     return -1;
 }
 
+/* An option was recorded while the socket may have been connecting: who ends that has either seen it, or has ended it, and
+ * what stands under fd now is told. */
+static void tell_late(struct sock *sock, int fd, int level, int name, const void *value, socklen_t length)
+{
+    sock->options_late = true;
+    if (connecting_goes_on(sock))
+        return;
+    bool buffers = level == SOL_SOCKET && (name == SO_SNDBUF || name == SO_RCVBUF);
+    if (sock_phase(sock) != SOCK_CONNECTED || native(level, name) || buffers)
+        real.setsockopt(fd, level, name, value, length);
+}
+
 int options_set(struct sock *sock, int fd, int level, int name, const void *value, socklen_t length)
 {
     int low, high;
@@ -178,7 +198,7 @@ int options_set(struct sock *sock, int fd, int level, int name, const void *valu
         int shadow = atomic_load(&sock->shadow);
         if (!options_record(sock, level, name, &number, sizeof number) && shadow >= 0)
             real.setsockopt(shadow, level, name, &number, sizeof number);
-        sock->options_late = true;
+        tell_late(sock, fd, level, name, &number, sizeof number);
         return 0;
     }
     if (native(level, name) && sock_phase(sock) != SOCK_CONNECTING) {
@@ -192,10 +212,8 @@ int options_set(struct sock *sock, int fd, int level, int name, const void *valu
         return refuse(ENOBUFS);
     int result = real.setsockopt(shadow, level, name, value, length);
     if (result == 0) {
-        sock->options_late = true;
-        if (sock_phase(sock) != SOCK_CONNECTING && level == SOL_SOCKET && (name == SO_SNDBUF || name == SO_RCVBUF))
-            real.setsockopt(fd, level, name, value, length);
         options_record(sock, level, name, value, length);
+        tell_late(sock, fd, level, name, value, length);
     }
     return result;
 }
