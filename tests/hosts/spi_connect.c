@@ -6,7 +6,8 @@
 
 /* --- S17, S20 --- */
 
-TWIN(at_once_without_blocking, "a", "S17, S20: EINPROGRESS, then 0 once, then EISCONN, and no provider sees the later calls")
+TWIN(at_once_without_blocking, "a",
+     "S17, S20: EINPROGRESS, then 0 once, then EISCONN, and no provider sees the later calls")
 {
     int listener = serve(LOOPBACK);
     for (int looks = 0; looks < 2; looks++) {
@@ -63,7 +64,8 @@ static bool final(int error)
     return error == ECONNRESET || error == ECONNREFUSED || error == EHOSTUNREACH;
 }
 
-TWIN(every_error_at_once, "a", "S14, S18, T12: with any code but three the same socket goes on by TCP; wsp_close_socket once")
+TWIN(every_error_at_once, "a",
+     "S14, S18, T12: with any code but three the same socket goes on by TCP; wsp_close_socket once")
 {
     int listener = serve(LOOPBACK), dead = app_socket(AF_INET, SOCK_STREAM);
     check(app_bind(dead, LOOPBACK, 0) == 0);
@@ -78,8 +80,9 @@ TWIN(every_error_at_once, "a", "S14, S18, T12: with any code but three the same 
             here();
             app_connect(client, LOOPBACK, port_of(listener));
             name_port("client", app_local(client));
-            snprintf(text, sizeof text, "a.reach 127.0.0.1:server\n a.socket inet a1\n a.handle a1\n a.bind a1 127.0.0.1:client\n"
-                                        "a.connect a1 127.0.0.1:server = %s\n a.close a1\n a.unhandle a1", strerrorname_np(error));
+            snprintf(text, sizeof text, "a.reach 127.0.0.1:server\n a.socket inet a1\n a.handle a1\n"
+                     "a.bind a1 127.0.0.1:client\n a.connect a1 127.0.0.1:server = %s\n a.close a1\n a.unhandle a1",
+                     strerrorname_np(error));
             called(text);
             served_by(client, 't');
             app_poll(client, POLLOUT, 1000);
@@ -99,7 +102,8 @@ TWIN(every_error_at_once, "a", "S14, S18, T12: with any code but three the same 
     nothing_left();
 }
 
-CASE(final_at_once, "ab", "S18: after one of the three final codes neither another provider nor TCP is tried; TCP's errno")
+CASE(final_at_once, "ab",
+     "S18: after one of the three final codes neither another provider nor TCP is tried; TCP's errno")
 {
     static const int codes[][2] = {{ECONNRESET, ECONNREFUSED}, {ECONNREFUSED, ECONNREFUSED}, {EHOSTUNREACH, EHOSTUNREACH}};
     int port, listener = tcp_server(LOOPBACK, &port);   /* it would take a connection by TCP */
@@ -188,7 +192,8 @@ TWIN(unix_is_never_final, "unix", "S18: whatever AF_UNIX says, a connection that
 
 /* --- S19 --- */
 
-TWIN(dies_with_data_unread, "a", "S19: a peer that dies with data unread: ECONNRESET once, then the end; nobody tries TCP")
+TWIN(dies_with_data_unread, "a",
+     "S19: a peer that dies with data unread: ECONNRESET once, then the end; nobody tries TCP")
 {
     for (int by = 0; by < 4; by++) {
         struct pair pair = make_pair(LOOPBACK);
@@ -255,10 +260,12 @@ static const struct {
     {CALL_CONNECT, false, "a.reach 127.0.0.1:server\n a.socket inet a1\n a.handle a1\n a.bind a1 127.0.0.1:client\n"
                           "a.setsockopt a1 1 9 1\n a.connect a1 127.0.0.1:server = EPERM\n a.close a1\n a.unhandle a1"},
     {CALL_DETACH, false, "a.reach 127.0.0.1:server\n a.socket inet a1\n a.handle a1\n a.bind a1 127.0.0.1:client\n"
-                         "a.setsockopt a1 1 9 1\n a.connect a1 127.0.0.1:server\n a.detach a1 = EPERM\n a.close a1\n a.unhandle a1"},
+                         "a.setsockopt a1 1 9 1\n a.connect a1 127.0.0.1:server\n a.detach a1 = EPERM\n a.close a1\n"
+                         "a.unhandle a1"},
 };
 
-TWIN(second_serves, "ab", "S14, S29: whatever the first provider fails at, it is closed, and the second is asked from the beginning")
+TWIN(second_serves, "ab",
+     "S14, S29: whatever the first provider fails at, it is closed, and the second is asked from the beginning")
 {
     int listener = serve(LOOPBACK);
     for (size_t i = 0; i < sizeof stages / sizeof *stages; i++)
@@ -272,8 +279,8 @@ TWIN(second_serves, "ab", "S14, S29: whatever the first provider fails at, it is
             here();
             check(app_connect(client, LOOPBACK, port_of(listener)) == 0);
             name_port("client", app_local(client));
-            snprintf(text, sizeof text, "%s\n b.reach 127.0.0.1:server\n b.socket inet b1\n b.handle b1\n b.bind b1 127.0.0.1:client\n"
-                                        "b.setsockopt b1 1 9 1\n b.connect b1 127.0.0.1:server%s", stages[i].calls,
+            snprintf(text, sizeof text, "%s\n b.reach 127.0.0.1:server\n b.socket inet b1\n b.handle b1\n"
+                     "b.bind b1 127.0.0.1:client\n b.setsockopt b1 1 9 1\n b.connect b1 127.0.0.1:server%s", stages[i].calls,
                      worse ? " = EACCES\n b.close b1\n b.unhandle b1" : "\n b.detach b1\n b.unhandle b1");
             called(text);
             served_by(client, worse ? 't' : 'b');

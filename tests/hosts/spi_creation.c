@@ -27,7 +27,8 @@ TWIN(nothing_at_socket, "a", "S1, S2, S3: socket() is the kernel's, and its numb
     nothing_left();
 }
 
-TWIN(nothing_at_bind, "a", "S4, S6: bind() is TCP's alone, to an address or to the wildcard, taken or not of this machine")
+TWIN(nothing_at_bind, "a",
+     "S4, S6: bind() is TCP's alone, to an address or to the wildcard, taken or not of this machine")
 {
     static const char *const places[] = {LOOPBACK, EVERYWHERE, "127.0.0.9", "::", "::1", "192.0.2.1", "::ffff:127.0.0.1"};
     for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
@@ -196,7 +197,8 @@ TWIN(listener_by_policy, "connects", "S6, S7: a listener that policy leaves to T
 
 /* --- S8 --- */
 
-CASE(never_asked, "a", "S8: raw, datagram, multicast and local sockets, other protocols of streams: no provider is asked")
+CASE(never_asked, "a",
+     "S8: raw, datagram, multicast and local sockets, other protocols of streams: no provider is asked")
 {
     static const struct {
         int family, type, protocol;
@@ -298,7 +300,7 @@ struct local {
     const char *bound;                 /* NULL: not bound */
     int family;
     bool port;                         /* a port is chosen */
-    const char *target, *remote, *companion;   /* where it connects; how that and the local address go to the provider */
+    const char *target, *remote, *companion;   /* where it connects; that and the local address, as the provider has it */
     int option;                        /* IP_BIND_ADDRESS_NO_PORT is set */
 };
 
@@ -320,7 +322,8 @@ static const struct local locals[] = {
     {"::ffff:127.0.0.4", AF_INET6, true, "::ffff:127.0.0.1", "127.0.0.1", "127.0.0.4", 0},
 };
 
-TWIN(local_addresses, "a", "S11, S12, S26: wsp_bind has a concrete address and the TCP socket's port, however it was bound")
+TWIN(local_addresses, "a",
+     "S11, S12, S26: wsp_bind has a concrete address and the TCP socket's port, however it was bound")
 {
     int listener = serve("::"), port = port_of(listener);
     for (size_t i = 0; i < sizeof locals / sizeof *locals; i++) {
@@ -355,7 +358,8 @@ TWIN(local_addresses, "a", "S11, S12, S26: wsp_bind has a concrete address and t
     nothing_left();
 }
 
-CASE(source_of_the_provider, "a", "S12: an unbound socket gets the address that the provider names, and a real port there")
+CASE(source_of_the_provider, "a",
+     "S12: an unbound socket gets the address that the provider names, and a real port there")
 {
     char parked[64];
     int listener = serve(LOOPBACK);
@@ -377,7 +381,8 @@ CASE(source_of_the_provider, "a", "S12: an unbound socket gets the address that 
     nothing_left();
 }
 
-TWIN(listener_addresses, "a", "S11, S12: a listener's wildcard stays one, with the real port; an address is given as it is")
+TWIN(listener_addresses, "a",
+     "S11, S12: a listener's wildcard stays one, with the real port; an address is given as it is")
 {
     static const struct {
         const char *ip;
@@ -513,7 +518,8 @@ CASE(options_of_second, "ab", "S13, S29: each provider is told all options that 
     app_set(client, SOL_SOCKET, SO_KEEPALIVE, 1);
     here();
     check(app_connect(client, LOOPBACK, port_of(listener)) == 0);
-    called_of(1u << CALL_SETSOCKOPT, "a.setsockopt a1 1 7 30000 = ENOPROTOOPT\n b.setsockopt b1 1 7 30000\n b.setsockopt b1 1 9 1");
+    called_of(1u << CALL_SETSOCKOPT, 
+              "a.setsockopt a1 1 7 30000 = ENOPROTOOPT\n b.setsockopt b1 1 7 30000\n b.setsockopt b1 1 9 1");
     served_by(client, 'b');
     app_close(client);
     app_close(listener);
@@ -533,27 +539,31 @@ static const int errors[] = {EPERM, ENOMEM, EMFILE, ENFILE, ENOBUFS, EACCES, EAG
                              ECONNREFUSED, ECONNRESET, EHOSTUNREACH, ETIMEDOUT, EINTR, ENOTSOCK, EOPNOTSUPP};
 
 #define SET_UP "a.socket inet a1\n a.handle a1\n a.bind a1 127.0.0.1:own\n"
+#define OPTIONS "a.setsockopt a1 1 7 30000\n a.setsockopt a1 1 9 1\n"
+#define CLOSED "a.close a1\n a.unhandle a1"
 
 static const struct failure connecting[] = {
     {CALL_SOCKET, 0, false, "a.reach 127.0.0.1:server\n a.socket inet a1 = %s"},
     {CALL_SOCKET, 0, true, "a.reach 127.0.0.1:server\n a.socket inet a1 = %s\n a.handle a1\n a.unhandle a1"},
     {CALL_HANDLE, 0, false, "a.reach 127.0.0.1:server\n a.socket inet a1 = %s\n a.handle a1 = 0"},
     {CALL_BIND, 0, false, "a.reach 127.0.0.1:server\n a.socket inet a1\n a.handle a1\n a.bind a1 127.0.0.1:own = %s\n"
-                          "a.close a1\n a.unhandle a1"},
-    {CALL_SETSOCKOPT, 1, false, "a.reach 127.0.0.1:server\n" SET_UP "a.setsockopt a1 1 7 30000 = %s\n a.close a1\n a.unhandle a1"},
+                          CLOSED},
+    {CALL_SETSOCKOPT, 1, false, "a.reach 127.0.0.1:server\n" SET_UP "a.setsockopt a1 1 7 30000 = %s\n " CLOSED},
     {CALL_SETSOCKOPT, 2, false, "a.reach 127.0.0.1:server\n" SET_UP "a.setsockopt a1 1 7 30000\n a.setsockopt a1 1 9 1 = %s\n"
-                                "a.close a1\n a.unhandle a1"},
+                                CLOSED},
+    {CALL_POLL_FD, 0, false, "a.reach 127.0.0.1:server\n" SET_UP OPTIONS CLOSED},
 };
 
 static const struct failure listening[] = {
     {CALL_SOCKET, 0, false, "a.socket inet a1 = %s"},
     {CALL_SOCKET, 0, true, "a.socket inet a1 = %s\n a.handle a1\n a.unhandle a1"},
     {CALL_HANDLE, 0, false, "a.socket inet a1 = %s\n a.handle a1 = 0"},
-    {CALL_BIND, 0, false, "a.socket inet a1\n a.handle a1\n a.bind a1 127.0.0.1:own = %s\n a.close a1\n a.unhandle a1"},
-    {CALL_SETSOCKOPT, 1, false, SET_UP "a.setsockopt a1 1 7 30000 = %s\n a.close a1\n a.unhandle a1"},
-    {CALL_SETSOCKOPT, 2, false, SET_UP "a.setsockopt a1 1 7 30000\n a.setsockopt a1 1 9 1 = %s\n a.close a1\n a.unhandle a1"},
-    {CALL_LISTEN, 0, false, SET_UP "a.setsockopt a1 1 7 30000\n a.setsockopt a1 1 9 1\n a.listen a1 16 = %s\n a.close a1\n a.unhandle a1"},
-    {CALL_LISTEN, 0, true, SET_UP "a.setsockopt a1 1 7 30000\n a.setsockopt a1 1 9 1\n a.listen a1 16 = %s\n a.close a1\n a.unhandle a1"},
+    {CALL_BIND, 0, false, "a.socket inet a1\n a.handle a1\n a.bind a1 127.0.0.1:own = %s\n " CLOSED},
+    {CALL_SETSOCKOPT, 1, false, SET_UP "a.setsockopt a1 1 7 30000 = %s\n " CLOSED},
+    {CALL_SETSOCKOPT, 2, false, SET_UP "a.setsockopt a1 1 7 30000\n a.setsockopt a1 1 9 1 = %s\n " CLOSED},
+    {CALL_POLL_FD, 0, false, SET_UP OPTIONS CLOSED},
+    {CALL_LISTEN, 0, false, SET_UP OPTIONS "a.listen a1 16 = %s\n" CLOSED},
+    {CALL_LISTEN, 0, true, SET_UP OPTIONS "a.listen a1 16 = %s\n" CLOSED},
 };
 
 static int reason_for(int error)
@@ -584,7 +594,8 @@ static void set_two(int fd)
     app_set(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
 }
 
-TWIN(failing_to_connect, "a", "S7, S9, S14, S15, T12: whatever fails while it is set up, with whatever code, TCP serves; closed once")
+TWIN(failing_to_connect, "a",
+     "S7, S9, S14, S15, T12: whatever fails while it is set up, with whatever code, TCP serves; closed once")
 {
     int listener = serve(LOOPBACK);
     for (size_t i = 0; i < sizeof connecting / sizeof *connecting; i++)
@@ -625,8 +636,8 @@ TWIN(failing_to_listen, "a", "S7, S14, S24, T12: the same for a listener, wsp_li
             int listener = app_socket(AF_INET, SOCK_STREAM);
             set_two(listener);
             check(app_bind(listener, LOOPBACK, 0) == 0);
-            name_port("own", port_of(listener));
             here();
+            name_port("own", port_of(listener));
             check(app_listen(listener, 16) == 0);
             snprintf(text, sizeof text, listening[i].calls, strerrorname_np(errors[j]));
             called(text);
@@ -647,7 +658,24 @@ TWIN(failing_to_listen, "a", "S7, S14, S24, T12: the same for a listener, wsp_li
         }
 }
 
-CASE(strict_failures, "strict", "S14, X7: where the policy wants SAN or nothing, a failure of the last provider is the program's")
+TWIN(failing_to_close, "a", "S14: what a provider says at the end changes nothing for the program")
+{
+    fail_call(A, CALL_CLOSE, EIO);
+    int listener = serve(LOOPBACK), client = app_socket(AF_INET, SOCK_STREAM);
+    fail_nth_call(A, CALL_CONNECT, ENOENT, 1);
+    check(app_connect(client, LOOPBACK, port_of(listener)) == 0);
+    name_port("own", app_local(client));
+    called_of(1u << CALL_CONNECT | 1u << CALL_CLOSE, "a.connect a2 127.0.0.1:server = ENOENT\n a.close a2 = EIO");
+    app_shutdown(listener, SHUT_RDWR);
+    check(app_listen(listener, 4) == 0);
+    called_of(1u << CALL_CLOSE, "a.close a1 = EIO");
+    app_close(client);
+    app_close(listener);
+    nothing_left();
+}
+
+CASE(strict_failures, "strict",
+     "S14, X7: where the policy wants SAN or nothing, a failure of the last provider is the program's")
 {
     int listener = serve(LOOPBACK);
     for (size_t i = 0; i < sizeof connecting / sizeof *connecting; i++) {

@@ -308,7 +308,8 @@ static void all_calls(int from, int to)
     RECEIVES(read(to, text, sizeof text));
 }
 
-CASE(movers_move, "a", "S30: all data goes through the provider's mover where it has one; asked before wsp_detach, at both ends")
+CASE(movers_move, "a",
+     "S30: all data goes through the provider's mover where it has one; asked before wsp_detach, at both ends")
 {
     orders[A].moves = true;
     int listener = serve(LOOPBACK), client = app_socket(AF_INET, SOCK_STREAM);
@@ -400,7 +401,8 @@ TWIN(movers_late, "a", "S17, S30: a connect that is completed later gets its mov
     nothing_left();
 }
 
-CASE(movers_without_descriptor, "ab", "S14, S30: a mover is closed where wsp_detach fails then, and the next provider serves")
+CASE(movers_without_descriptor, "ab",
+     "S14, S30: a mover is closed where wsp_detach fails then, and the next provider serves")
 {
     orders[A].moves = orders[B].moves = true;
     int listener = serve(LOOPBACK), client = app_socket(AF_INET, SOCK_STREAM);

@@ -309,7 +309,8 @@ static int said_events(const char *call, int fd, unsigned events)
     static const struct {
         unsigned bit;
         const char *name;
-    } names[] = {{EPOLLIN, "IN"}, {EPOLLPRI, "PRI"}, {EPOLLOUT, "OUT"}, {EPOLLERR, "ERR"}, {EPOLLHUP, "HUP"}, {EPOLLRDHUP, "RDHUP"}};
+    } names[] = {{EPOLLIN, "IN"},   {EPOLLPRI, "PRI"}, {EPOLLOUT, "OUT"},
+                 {EPOLLERR, "ERR"}, {EPOLLHUP, "HUP"}, {EPOLLRDHUP, "RDHUP"}};
     char text[64] = "";
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (events & names[i].bit) {
@@ -498,6 +499,7 @@ static unsigned first[PROVIDERS];
 
 void here(void)
 {
+    nports = nports && strcmp(ports[0].name, "server") == 0;   /* others may be some other socket's by chance */
     for (int provider = A; provider < PROVIDERS; provider++)
         first[provider] = companions_made(provider);
     forget_records();

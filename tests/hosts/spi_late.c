@@ -66,7 +66,8 @@ static void talk(int client, int server)
     app_recv(client);
 }
 
-TWIN(late_without_blocking, "a", "S17, S20: EINPROGRESS, EALREADY and silence until it is complete; then 0 once, then EISCONN")
+TWIN(late_without_blocking, "a",
+     "S17, S20: EINPROGRESS, EALREADY and silence until it is complete; then 0 once, then EISCONN")
 {
     struct slow slow = slow_server();
     int client = pending(&slow, NONBLOCK | SOCK_CLOEXEC);
@@ -185,7 +186,8 @@ TWIN(late_sleepers, "a", "S17: connect, poll, select, epoll_wait, send and read 
     nothing_left();
 }
 
-TWIN(late_epoll, "a", "S17: level, edge and one shot, registered before connect, while it is in progress, or when complete")
+TWIN(late_epoll, "a",
+     "S17: level, edge and one shot, registered before connect, while it is in progress, or when complete")
 {
     static const uint32_t kinds[] = {0, EPOLLET, EPOLLONESHOT, EPOLLET | EPOLLONESHOT};
     struct slow slow = slow_server();
@@ -318,7 +320,8 @@ TWIN(late_signals, "a", "S17: a signal ends the waiting with EINTR, or not, as i
 
 /* --- how it is given up --- */
 
-CASE(late_close, "a", "S10, S14, S17: close() while in progress closes the companion once; who completes it later is told")
+CASE(late_close, "a",
+     "S10, S14, S17: close() while in progress closes the companion once; who completes it later is told")
 {
     struct slow slow = slow_server();
     for (int how = 0; how < 6; how++) {
@@ -467,7 +470,8 @@ TWIN(late_fork, "a", "S17, S27: a fork while in progress: the parent's goes on, 
 
 /* --- descriptors and options meanwhile --- */
 
-TWIN(late_aliases, "a", "S2, S17, S27: every duplicate, with its own FD_CLOEXEC, becomes the connection; flags set meanwhile stay")
+TWIN(late_aliases, "a",
+     "S2, S17, S27: every duplicate, with its own FD_CLOEXEC, becomes the connection; flags set meanwhile stay")
 {
     struct slow slow = slow_server();
     int client = pending(&slow, NONBLOCK);
@@ -499,7 +503,8 @@ TWIN(late_aliases, "a", "S2, S17, S27: every duplicate, with its own FD_CLOEXEC,
     nothing_left();
 }
 
-TWIN(late_options, "a", "S13: an option set while in progress is told when the provider is done with the companion, and reads back")
+TWIN(late_options, "a",
+     "S13: an option set while in progress is told when the provider is done with the companion, and reads back")
 {
     struct slow slow = slow_server();
     int client = app_socket(AF_INET, SOCK_STREAM | NONBLOCK);
@@ -568,7 +573,8 @@ static bool is_final(int error)
     return error == ECONNRESET || error == ECONNREFUSED || error == EHOSTUNREACH;
 }
 
-TWIN(late_results, "a", "S14, S17, S18: complete at once, later, or while wsp_connect runs, with any code: companion or TCP, no error")
+TWIN(late_results, "a",
+     "S14, S17, S18: complete at once, later, or while wsp_connect runs, with any code: companion or TCP, no error")
 {
     int listener = serve(LOOPBACK);
     for (int error = 0; error < 134; error++)
@@ -587,8 +593,8 @@ TWIN(late_results, "a", "S14, S17, S18: complete at once, later, or while wsp_co
                 name_port("client", app_local(client));
                 app_peer(client);
                 served_by(client, error ? 't' : 'a');
-                snprintf(text, sizeof text, SETS_UP "a.complete a1 %s\n%s a1\n a.unhandle a1", error ? strerrorname_np(error) : "0",
-                         error ? "a.close" : "a.detach");
+                snprintf(text, sizeof text, SETS_UP "a.complete a1 %s\n%s a1\n a.unhandle a1",
+                         error ? strerrorname_np(error) : "0", error ? "a.close" : "a.detach");
                 called(text);
                 int server = app_accept(listener);
                 served_by(server, error ? 't' : 'a');
@@ -624,7 +630,8 @@ TWIN(late_and_nobody_there, "a", "S18: TCP is tried then, and what it says is th
     nothing_left();
 }
 
-TWIN(late_final, "ab", "S18: a final code ends it, late as well: neither b nor TCP is tried, and it looks as TCP's refusal does")
+TWIN(late_final, "ab",
+     "S18: a final code ends it, late as well: neither b nor TCP is tried, and it looks as TCP's refusal does")
 {
     int dead = app_socket(AF_INET, SOCK_STREAM);
     check(app_bind(dead, LOOPBACK, 0) == 0);
@@ -673,7 +680,8 @@ CASE(late_final_is_final, "ab", "S18: where a TCP listener is, it gets nothing; 
     nothing_left();
 }
 
-TWIN(late_second_serves, "ab", "S29: when the first fails late the second is asked, which may answer late or fail as well")
+TWIN(late_second_serves, "ab",
+     "S29: when the first fails late the second is asked, which may answer late or fail as well")
 {
     int listener = serve(LOOPBACK);
     for (int second = 0; second < 5; second++)   /* at once, late, fails at once, fails late, fails while it is set up */
@@ -699,9 +707,9 @@ TWIN(late_second_serves, "ab", "S29: when the first fails late the second is ask
             app_connect(client, LOOPBACK, port_of(listener));
             name_port("client", app_local(client));
             served_by(client, second < 2 ? 'b' : 't');
-            snprintf(text, sizeof text, SETS_UP "a.complete a1 ETIMEDOUT\n a.close a1\n a.unhandle a1\n b.reach 127.0.0.1:server\n"
-                     "b.socket inet b1\n b.handle b1\n b.bind b1 127.0.0.1:client%s\n%s", second == 4 ? " = EACCES\n b.close b1\n b.unhandle b1" : "",
-                     ends[second]);
+            snprintf(text, sizeof text, SETS_UP "a.complete a1 ETIMEDOUT\n a.close a1\n a.unhandle a1\n"
+                     "b.reach 127.0.0.1:server\n b.socket inet b1\n b.handle b1\n b.bind b1 127.0.0.1:client%s\n%s",
+                     second == 4 ? " = EACCES\n b.close b1\n b.unhandle b1" : "", ends[second]);
             called(text);
             orders[B] = (struct orders){0};
             int server = app_accept(listener);
@@ -713,7 +721,8 @@ TWIN(late_second_serves, "ab", "S29: when the first fails late the second is ask
     nothing_left();
 }
 
-CASE(late_strict, "strict", "S18, X7: SAN or nothing: where the last provider fails late, ECONNREFUSED, once, and no TCP")
+CASE(late_strict, "strict",
+     "S18, X7: SAN or nothing: where the last provider fails late, ECONNREFUSED, once, and no TCP")
 {
     int port, listener = tcp_server(LOOPBACK, &port);
     for (size_t way = 0; way < 4; way++)
@@ -761,7 +770,8 @@ TWIN(late_fast_open, "a", "S6, S17: MSG_FASTOPEN waits where the socket blocks, 
 
 /* --- S10: who may complete --- */
 
-CASE(late_wrong_handles, "ab", "S10: no, closed, foreign and wild handles; complete twice; nothing in progress: errors, and no effect")
+CASE(late_wrong_handles, "ab",
+     "S10: no, closed, foreign and wild handles; complete twice; nothing in progress: errors, and no effect")
 {
     int listener = serve(LOOPBACK), port = port_of(listener);
     orders[A].completion = orders[B].completion = WHEN_TOLD;
@@ -802,7 +812,8 @@ static int complete_again(struct thread *thread)
     return complete_handle(companion_handle(A, (unsigned)thread->fd), ETIMEDOUT);
 }
 
-CASE(late_twice_at_once, "ab", "S10: of two threads that complete one request one does, and the second provider's is not meant")
+CASE(late_twice_at_once, "ab",
+     "S10: of two threads that complete one request one does, and the second provider's is not meant")
 {
     int listener = serve(LOOPBACK);
     orders[A].completion = orders[B].completion = WHEN_TOLD;
@@ -862,8 +873,8 @@ static int hammer(struct thread *thread)
     socklen_t length = address_of(&address, LOOPBACK, busy.port);
     for (int i = 0; i < ROUNDS; i++) {
         seed = seed * 1103515245 + 12345;
-        int fd = socket(AF_INET, SOCK_STREAM | (seed >> 16 & 1 ? NONBLOCK : 0), 0), spare = seed >> 17 & 1 ? dup(fd) : -1;
-        int epfd = -1;
+        int fd = socket(AF_INET, SOCK_STREAM | (seed >> 16 & 1 ? NONBLOCK : 0), 0);
+        int spare = seed >> 17 & 1 ? dup(fd) : -1, epfd = -1;
         check(fd >= 0);
         if (seed >> 18 & 1) {
             epfd = epoll_create1(0);
@@ -883,8 +894,8 @@ static int hammer(struct thread *thread)
             socklen_t size = sizeof error;
             check(getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) == 0);
             if (error || send(fd, "x", 1, MSG_NOSIGNAL) != 1)
-                fail_case("SO_ERROR %d, send: %s, poll: %#x, socket %s, phase %d", error, strerrorname_np(errno), look.revents,
-                          seed >> 16 & 1 ? "non-blocking" : "blocking", fdtable_peek(fd) ? fdtable_peek(fd)->phase : -1);
+                fail_case("SO_ERROR %d, send: %s, poll: %#x, %s, phase %d", error, strerrorname_np(errno),
+                          look.revents, seed >> 16 & 1 ? "non-blocking" : "blocking", fdtable_peek(fd) ? fdtable_peek(fd)->phase : -1);
             struct sock *sock = fdtable_companion(fd);
             *(sock ? &by_san : &by_tcp) += 1;
         }
@@ -923,7 +934,8 @@ static bool listeners_are_left(void)
     return companions_alive(A) == 1 && companions_alive(B) == 1;
 }
 
-CASE(late_under_threads, "ab", "S10, S14, S17: four threads connect, wait, give up, while the provider's threads complete")
+CASE(late_under_threads, "ab",
+     "S10, S14, S17: four threads connect, wait, give up, while the provider's threads complete")
 {
     struct thread threads[4] = {0}, server = {0};
     busy = slow_server();

@@ -20,7 +20,8 @@ static void look_whether_listening(enum provider provider, enum call call)
     seen_listening++;
 }
 
-TWIN(tcp_listens_first, "ab", "S15, S21: TCP listens before a provider is asked anything; then one companion for each, in order")
+TWIN(tcp_listens_first, "ab",
+     "S15, S21: TCP listens before a provider is asked anything; then one companion for each, in order")
 {
     orders[A].before = orders[B].before = look_whether_listening;
     watched = app_socket(AF_INET, SOCK_STREAM);
@@ -136,7 +137,8 @@ TWIN(ready_for_all, "ab", "S21, S22: poll, select, epoll and accept find a conne
     nothing_left();
 }
 
-CASE(fair_to_all, "ab", "S21: clients of two providers and of TCP wait at one listener: none of the three has to wait for the others")
+CASE(fair_to_all, "ab",
+     "S21: clients of two providers and of TCP wait at one listener: none of the three has to wait for the others")
 {
     enum { EACH = 40 };
     int clients[3 * EACH], listener = socket(AF_INET, SOCK_STREAM, 0);
@@ -207,14 +209,15 @@ TWIN(inherited_options, "a", "S13, S22: an accepted connection has the options t
         int client = app_socket(AF_INET, SOCK_STREAM);
         here();
         check(app_connect(client, LOOPBACK, port_of(listener)) == 0);
-        name_port("client", app_local(client));
+        int port = app_local(client);
         here();
+        name_port("client", port);
         app_poll(listener, POLLIN, 1000);
         int server = four ? app_accept4(listener, four == 1 ? SOCK_CLOEXEC : SOCK_NONBLOCK) : app_accept(listener);
         static const char *const words[] = {"", " cloexec", " nonblocking"};
         char text[600];
-        snprintf(text, sizeof text, "a.accept a-%d%s a1 127.0.0.1:server 127.0.0.1:client\n a.handle a1\n a.setsockopt a1 1 9 1\n"
-                 "a.setsockopt a1 6 1 1\n a.setsockopt a1 1 20 7 0 0 0\n a.setsockopt a1 1 13 1 9\n a.setsockopt a1 1 10 1\n"
+        snprintf(text, sizeof text, "a.accept a-%d%s a1 127.0.0.1:server 127.0.0.1:client\n a.handle a1\n"
+                 "a.setsockopt a1 1 9 1\n a.setsockopt a1 6 1 1\n a.setsockopt a1 1 20 7 0 0 0\n a.setsockopt a1 1 13 1 9\n a.setsockopt a1 1 10 1\n"
                  "a.detach a1\n a.unhandle a1", 1 + 2 * four, words[four]);
         called(text);
         look_at_options(server);
@@ -225,7 +228,8 @@ TWIN(inherited_options, "a", "S13, S22: an accepted connection has the options t
     nothing_left();
 }
 
-TWIN(accepted_is_a_connection, "a", "S16, S20, S22: what accept() gave is connected, and cannot listen, bind, accept or connect")
+TWIN(accepted_is_a_connection, "a",
+     "S16, S20, S22: what accept() gave is connected, and cannot listen, bind, accept or connect")
 {
     struct pair pair = make_pair(LOOPBACK);
     here();
@@ -242,7 +246,8 @@ TWIN(accepted_is_a_connection, "a", "S16, S20, S22: what accept() gave is connec
     nothing_left();
 }
 
-CASE(accept_fails, "ab", "S14, S16, S22: a failing wsp_accept takes nothing with it: no handle, no descriptor; others are accepted")
+CASE(accept_fails, "ab",
+     "S14, S16, S22: a failing wsp_accept takes nothing with it: no handle, no descriptor; others are accepted")
 {
     static const struct {
         enum call call;
@@ -252,19 +257,21 @@ CASE(accept_fails, "ab", "S14, S16, S22: a failing wsp_accept takes nothing with
         {CALL_ACCEPT, false, "a.accept a-%d = %s"},
         {CALL_ACCEPT, true, "a.accept a-%d a1 127.0.0.1:server 127.0.0.1:client = %s\n a.handle a1\n a.unhandle a1"},
         {CALL_HANDLE, false, "a.accept a-%d a1 127.0.0.1:server 127.0.0.1:client = %s\n a.handle a1 = 0"},
-        {CALL_DETACH, false, "a.accept a-%d a1 127.0.0.1:server 127.0.0.1:client\n a.handle a1\n a.detach a1 = %s\n a.close a1\n a.unhandle a1"},
+        {CALL_DETACH, false, "a.accept a-%d a1 127.0.0.1:server 127.0.0.1:client\n a.handle a1\n a.detach a1 = %s\n"
+                             "a.close a1\n a.unhandle a1"},
     };
-    static const int errors[] = {ECONNABORTED, EMFILE, ENFILE, ENOMEM, ENOBUFS, EIO, EPIPE, EINTR, ENOENT, EOPNOTSUPP, ETIMEDOUT};
+    static const int errors[] = {ECONNABORTED, EMFILE, ENFILE, ENOMEM, ENOBUFS, EIO, EPIPE, EINTR, ENOENT,
+                                 EOPNOTSUPP, ETIMEDOUT};
     int listener = serve(LOOPBACK), port = port_of(listener);
     app_block(listener, false);
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
         for (size_t j = 0; j < sizeof errors / sizeof *errors; j++) {
             char text[400];
             int client = client_by('a', port);
-            name_port("client", app_local(client));
             orders[A].takes_handle = rows[i].handle;
             fail_call(A, rows[i].call, errors[j]);
             here();
+            name_port("client", app_local(client));
             int first = (int)companions_made(A);
             check(app_accept(listener) == -1);
             bool short_of = errors[j] == EMFILE || errors[j] == ENFILE || errors[j] == ENOMEM || errors[j] == ENOBUFS;
@@ -327,7 +334,8 @@ CASE(full_backlog, "a", "S23: who finds the SAN's backlog full goes by TCP, and 
     nothing_left();
 }
 
-TWIN(closed_with_clients, "a", "S23: clients that wait at a listener are reset when it is closed or shut down, and new ones refused")
+TWIN(closed_with_clients, "a",
+     "S23: clients that wait at a listener are reset when it is closed or shut down, and new ones refused")
 {
     for (int how = 0; how < 3; how++) {
         int listener = serve(LOOPBACK), port = port_of(listener), waiting[3];
@@ -374,7 +382,8 @@ TWIN(closed_with_clients, "a", "S23: clients that wait at a listener are reset w
     }
 }
 
-TWIN(shut_down_and_connected, "a", "S14, S23: a listener that is shut down and connects: the old companion is closed once")
+TWIN(shut_down_and_connected, "a",
+     "S14, S23: a listener that is shut down and connects: the old companion is closed once")
 {
     static const enum completion ways[] = {AT_ONCE, BEFORE_RETURN, BY_THREAD};
     int other = serve("127.0.0.2"), port = port_of(other);
@@ -411,7 +420,8 @@ TWIN(closed_while_accepting, "a", "S23: shutdown() wakes the thread that waits i
     nothing_left();
 }
 
-CASE(handed_on, "ab", "S23: a listener that goes to another program unserved has silent companions; a close-on-exec one keeps them")
+CASE(handed_on, "ab",
+     "S23: a listener that goes to another program unserved has silent companions; a close-on-exec one keeps them")
 {
     char *const nothing[] = {NULL};
     for (int cloexec = 0; cloexec < 2; cloexec++)
@@ -443,7 +453,8 @@ CASE(handed_on, "ab", "S23: a listener that goes to another program unserved has
         }
 }
 
-CASE(retired_by_option, "a", "S13, S23, X9: an option that needs TCP retires a listener's companions; who waits is still served")
+CASE(retired_by_option, "a",
+     "S13, S23, X9: an option that needs TCP retires a listener's companions; who waits is still served")
 {
     int listener = serve(LOOPBACK), client = app_socket(AF_INET, SOCK_STREAM), late = app_socket(AF_INET, SOCK_STREAM);
     check(app_connect(client, LOOPBACK, port_of(listener)) == 0);
@@ -470,7 +481,8 @@ CASE(retired_by_option, "a", "S13, S23, X9: an option that needs TCP retires a l
 
 /* --- S24 --- */
 
-TWIN(second_listens, "ab", "S24, S29: where one provider cannot listen the others do; where none can, it is TCP's alone")
+TWIN(second_listens, "ab",
+     "S24, S29: where one provider cannot listen the others do; where none can, it is TCP's alone")
 {
     for (int fails = 0; fails < 4; fails++) {
         fail_call(A, CALL_LISTEN, fails & 1 ? EADDRINUSE : 0);
@@ -480,7 +492,8 @@ TWIN(second_listens, "ab", "S24, S29: where one provider cannot listen the other
         char text[600];
         snprintf(text, sizeof text, "a.socket inet a1\n a.handle a1\n a.bind a1 127.0.0.1:server\n a.listen a1 16%s\n"
                  "b.socket inet b1\n b.handle b1\n b.bind b1 127.0.0.1:server\n b.listen b1 16%s",
-                 fails & 1 ? " = EADDRINUSE\n a.close a1\n a.unhandle a1" : "", fails & 2 ? " = EMFILE\n b.close b1\n b.unhandle b1" : "");
+                 fails & 1 ? " = EADDRINUSE\n a.close a1\n a.unhandle a1" : "",
+                 fails & 2 ? " = EMFILE\n b.close b1\n b.unhandle b1" : "");
         called(text);
         served_by(listener, "abat"[fails]);
         if (fails == 3)
