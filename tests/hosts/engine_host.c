@@ -42,9 +42,10 @@ static int last_hidden;
 
 int hidden_fd(int fd)
 {
-    last_hidden = real.fcntl(fd, F_DUPFD_CLOEXEC, 900);
+    int hidden = real.fcntl(fd, F_DUPFD_CLOEXEC, 900);
     real.close(fd);
-    return last_hidden;
+    last_hidden = hidden;
+    return hidden;
 }
 
 void hidden_close(int fd)
