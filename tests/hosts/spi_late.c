@@ -539,6 +539,56 @@ TWIN(late_options, "a",
     nothing_left();
 }
 
+static int (*libc_dup3)(int, int, int);
+
+/* The descriptor shows the end of the connect some time before the switch is done with it. */
+static int slow_dup3(int from, int to, int flags)
+{
+    int result = libc_dup3(from, to, flags), saved = errno;
+    pause_ms(20);
+    errno = saved;
+    return result;
+}
+
+static int complete_last(struct thread *thread)
+{
+    return complete(A, companions_made(A), thread->port);
+}
+
+CASE(late_seen_at_once, "a", "S17, S18: as soon as the descriptor shows the end, every call knows it, be it a companion or TCP")
+{
+    int listener = serve(LOOPBACK), port = port_of(listener);
+    orders[A].completion = WHEN_TOLD;
+    libc_dup3 = real.dup3;
+    for (int by = 0; by < 10; by++) {
+        struct thread thread = {.port = by & 1 ? ENOENT : 0};
+        int client = app_socket(AF_INET, SOCK_STREAM | NONBLOCK);
+        check(app_connect(client, LOOPBACK, port) == -1 && errno == EINPROGRESS);
+        real.dup3 = slow_dup3;
+        start(&thread, complete_last, client);
+        struct pollfd look = {client, POLLOUT, 0};
+        for (int i = 0; real.poll(&look, 1, 0) == 0; i++)
+            check(i < SOON * 10 && usleep(100) == 0);
+        switch (by / 2) {
+        case 0: check(app_connect(client, LOOPBACK, port) == 0); break;
+        case 1: check(app_send(client, "at once") == 7); break;
+        case 2: check(app_error(client) == 0 && app_peer(client) == port); break;
+        case 3: check(app_recv(client) == -1 && errno == EAGAIN && app_send(client, "at once") == 7); break;
+        default: check(app_set(client, SOL_SOCKET, SO_KEEPALIVE, 1) == 0);
+        }
+        check(finish(&thread) == 0);
+        real.dup3 = libc_dup3;
+        int alive = 0;
+        socklen_t length = sizeof alive;
+        check(real.getsockopt(client, SOL_SOCKET, SO_KEEPALIVE, &alive, &length) == 0 && alive == (by / 2 == 4));
+        served_by(client, by & 1 ? 't' : 'a');
+        app_close(app_accept(listener));
+        app_close(client);
+    }
+    app_close(listener);
+    nothing_left();
+}
+
 /* --- what a failure leads to --- */
 
 static const enum completion ways[] = {WHEN_TOLD, BY_THREAD, BEFORE_RETURN, BEFORE_RETURN_BY_THREAD};
