@@ -322,12 +322,14 @@ int hook_sendmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags)
 
 int hook_poll(struct pollfd *fds, nfds_t count, int timeout)
 {
-    return fds ? readiness_poll(fds, count, timeout) : real.poll(fds, count, timeout);
+    return is_no_pointer(fds) || count > FDTABLE_LEAF * FDTABLE_LEAVES ? real.poll(fds, count, timeout)
+                                                                       : readiness_poll(fds, count, timeout);
 }
 
 int hook_ppoll(struct pollfd *fds, nfds_t count, const struct timespec *timeout, const sigset_t *mask)
 {
-    return fds ? readiness_ppoll(fds, count, timeout, mask) : real.ppoll(fds, count, timeout, mask);
+    return is_no_pointer(fds) || count > FDTABLE_LEAF * FDTABLE_LEAVES ? real.ppoll(fds, count, timeout, mask)
+                                                                       : readiness_ppoll(fds, count, timeout, mask);
 }
 
 int hook_select(int count, fd_set *in, fd_set *out, fd_set *except, struct timeval *timeout)

@@ -151,13 +151,17 @@ int ports_bind(struct sock *sock, int fd, const struct endpoint *source, struct 
         *local = *source;
         local->port = port;
     }
+    if (endpoint_is_v4(local) != endpoint_is_v4(source))
+        return -REASON_ADDRESS;
     if (local->port)
-        return endpoint_is_v4(local) == endpoint_is_v4(source) ? 0 : -REASON_ADDRESS;
+        return 0;
     if (netinfo_now() < atomic_load_explicit(&no_port_until, memory_order_relaxed))
         return -REASON_NO_PORT;
     struct range half = upper;
     bool bound = false;
-    for (int tries = options_find(sock, IPPROTO_IP, IP_LOCAL_PORT_RANGE) ? TRIES : 0; !bound && tries < TRIES; tries++) {
+    /* With reuse a port that another such client holds would not be refused; the kernel's own choice shares none. */
+    bool shares = options_find(sock, SOL_SOCKET, SO_REUSEADDR) || options_find(sock, SOL_SOCKET, SO_REUSEPORT);
+    for (int tries = shares || options_find(sock, IPPROTO_IP, IP_LOCAL_PORT_RANGE) ? TRIES : 0; !bound && tries < TRIES; tries++) {
         local->port = choose(&half);
         if (!local->port)
             break;
@@ -168,6 +172,12 @@ int ports_bind(struct sock *sock, int fd, const struct endpoint *source, struct 
     if (!bound && !bind_by_kernel(sock, fd, half, local)) {
         if (errno == EADDRNOTAVAIL)    /* it has just gone, and says nothing about ports */
             return -REASON_OTHER_MACHINE;
+        if (errno == EINVAL && local_of(fd, local) && local->port) {   /* bound where no hook saw it: bindresvport() */
+            sock->bound = true;
+            return endpoint_is_wildcard(local) ? -REASON_ADDRESS : 0;
+        }
+        if (errno != EADDRINUSE)
+            return -REASON_NO_PORT;
         /* The kernel has looked at every port, which takes it milliseconds. */
         atomic_store_explicit(&no_port_until, netinfo_now() + NO_PORT_PAUSE_MS, memory_order_relaxed);
         return -REASON_NO_PORT;

@@ -14,6 +14,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <pthread.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -368,7 +369,10 @@ int switch_connect(int fd, const struct sockaddr *address, socklen_t length)
     else if (phase == SOCK_CONNECTED || phase == SOCK_CONNECTING)
         result = connect_again(&sock, fd, address, length);
     else if (sock && destination(sock, address, length, &remote) && begin(sock)) {
+        int cancel;
+        pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
         result = decide_connect(sock, fd, &remote);
+        pthread_setcancelstate(cancel, NULL);
         if (result == COMPANION_IN_PROGRESS && !(real.fcntl(fd, F_GETFL, 0) & O_NONBLOCK))
             result = await(&sock, fd);
         else if (result == COMPANION_IN_PROGRESS || (result == 0 && sock->announce))
@@ -652,7 +656,10 @@ static int accept_held(struct sock **held, int fd, struct sockaddr *address, soc
                 return waited;
             ready = (unsigned)waited;
         }
+        int cancel;                    /* a thread that ended in there would keep the listener for ever */
+        pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
         int result = accept_any(*held, ready, fd, address, length, flags, plain);
+        pthread_setcancelstate(cancel, NULL);
         if (result != -EAGAIN || (*held)->nonblocking)
             return result;
     }
@@ -669,7 +676,10 @@ static int accept_held(struct sock **held, int fd, struct sockaddr *address, soc
 int switch_accept(int fd, struct sockaddr *address, socklen_t *length, int flags, bool plain)
 {
     int result, saved = errno;
-    struct sock *sock = switch_guard || lifecycle_borrowed() ? NULL : hold(fd);
+    bool ours = !switch_guard && !lifecycle_borrowed() && fdtable_peek(fd);
+    if (ours)
+        pthread_testcancel();          /* before there is anything to lose */
+    struct sock *sock = ours ? hold(fd) : NULL;
     if (!sock) {
         result = accept_real(fd, address, length, flags, plain);
         if (result >= 0 && !lifecycle_borrowed())
