@@ -34,8 +34,8 @@ TWIN(at_once_without_blocking, "a",
         app_recv(server);
         called_of(~0u, "");
         close(epfd);
-        app_close(client);
         app_close(server);
+        app_close(client);
     }
     app_close(listener);
     nothing_left();

@@ -76,8 +76,8 @@ TWIN(wildcard_takes_all, "ab", "S5, S21, S29: a listener on the wildcard takes c
                 app_recv(server);
                 app_peer(client);
                 app_local(server);
-                app_close(client);
                 app_close(server);
+                app_close(client);
             }
         app_close(listener);
     }
@@ -153,8 +153,8 @@ TWIN(decided_at_fast_open, "a", "S6: sendto() and sendmsg() with MSG_FASTOPEN co
         int server = app_accept(listener);
         app_recv(server);
         fast_open(client, port_of(listener), message);
-        app_close(client);
         app_close(server);
+        app_close(client);
     }
     app_close(listener);
     nothing_left();
@@ -170,8 +170,8 @@ TWIN(decided_for_each_connection, "addresses", "S6, S29: one program, three dest
         served_by(client, "abta"[i]);
         int server = app_accept(listener);
         served_by(server, "abta"[i]);
-        app_close(client);
         app_close(server);
+        app_close(client);
     }
     app_close(listener);
     nothing_left();
@@ -189,8 +189,8 @@ TWIN(listener_by_policy, "connects", "S6, S7: a listener that policy leaves to T
     int server = app_accept(listener);
     app_send(client, "plain");
     app_recv(server);
-    app_close(client);
     app_close(server);
+    app_close(client);
     app_close(listener);
     nothing_left();
 }
@@ -275,8 +275,8 @@ CASE(handles_work, "a", "S9, S10: from wsp_socket to wsp_detach the handle leads
     check(wpu_query_socket_handle_context(companion_handle(A, 1), &context) == 0);   /* the listener is still set up */
     check(wpu_query_socket_handle_context(companion_handle(A, 2), &context) == -ENOTSOCK);
     check(wpu_query_socket_handle_context(companion_handle(A, 3), &context) == -ENOTSOCK);
-    app_close(client);
     app_close(server);
+    app_close(client);
     app_close(listener);
     nothing_left();
 }
@@ -351,8 +351,8 @@ TWIN(local_addresses, "a",
         app_local(server);
         app_peer(server);
         app_peer(client);
-        app_close(client);
         app_close(server);
+        app_close(client);
     }
     app_close(listener);
     nothing_left();
@@ -619,8 +619,8 @@ TWIN(failing_to_connect, "a",
             app_error(client);
             app_connect(client, LOOPBACK, port_of(listener));
             check(companions_alive(A) == !oracle);
-            app_close(client);
             app_close(server);
+            app_close(client);
             here();
         }
     app_close(listener);

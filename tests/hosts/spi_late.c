@@ -649,8 +649,8 @@ TWIN(late_results, "a",
                 int server = app_accept(listener);
                 served_by(server, error ? 't' : 'a');
                 talk(client, server);
-                app_close(client);
                 app_close(server);
+                app_close(client);
             }
     app_close(listener);
     nothing_left();
@@ -764,8 +764,8 @@ TWIN(late_second_serves, "ab",
             orders[B] = (struct orders){0};
             int server = app_accept(listener);
             talk(client, server);
-            app_close(client);
             app_close(server);
+            app_close(client);
         }
     app_close(listener);
     nothing_left();

@@ -221,8 +221,8 @@ TWIN(inherited_options, "a", "S13, S22: an accepted connection has the options t
                  "a.detach a1\n a.unhandle a1", 1 + 2 * four, words[four]);
         called(text);
         look_at_options(server);
-        app_close(client);
         app_close(server);
+        app_close(client);
     }
     app_close(listener);
     nothing_left();
@@ -503,8 +503,8 @@ TWIN(second_listens, "ab",
         check(app_connect(client, LOOPBACK, port_of(listener)) == 0);
         served_by(client, "abat"[fails]);
         int server = app_accept(listener);
-        app_close(client);
         app_close(server);
+        app_close(client);
         app_close(listener);
         nothing_left();
     }
