@@ -69,7 +69,7 @@ def companion_name(actor: Actor, fd: int) -> str:
     with open("/proc/net/unix", errors="replace") as file:
         for line in file:
             words = line.split()
-            if words[6] == inode:
+            if len(words) > 6 and words[6] == inode:   # a name may hold a line's end
                 return words[7] if len(words) > 7 else "unnamed"
     return ""
 

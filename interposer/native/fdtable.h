@@ -67,8 +67,8 @@ struct sock {
     uint64_t generation;               /* of the policy that `rule` is of */
     uint32_t fork_count;               /* lifecycle's, when the socket was made */
     _Atomic int shadow;                /* hidden TCP socket that holds the port and answers for options, or -1 */
-    int epoll, epoll_old;              /* a listener's private epoll of this process, and an inherited one; or -1 */
-    int32_t epoll_pid;
+    _Atomic int epoll, epoll_old;      /* a listener's private epoll of this process, and an inherited one; or -1 */
+    _Atomic int32_t epoll_pid;
     _Atomic uint64_t completion;       /* of a connect in progress: connecting.c */
     uint32_t attempt;                  /* the number of the companion that was set up last, in this process */
     _Atomic int connect_error;         /* errno of one that failed later, until the program has been told; CONNECT_* */
