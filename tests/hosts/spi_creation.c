@@ -7,6 +7,7 @@
     "a.bind a1 " ip ":server\n"                                                                                        \
     "a.listen a1 " words "\n"
 
+/* S3: what the switch keeps for a socket shows in nothing that the program sees. */
 TWIN(nothing_at_socket, "a", "S1, S2, S3: socket() is the kernel's, and its number stays for the socket's life")
 {
     int fd = app_socket(AF_INET, SOCK_STREAM), six = app_socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC);
@@ -86,6 +87,7 @@ TWIN(wildcard_takes_all, "ab", "S5, S21, S29: a listener on the wildcard takes c
 
 /* --- S6: when it is decided --- */
 
+/* S9: the exchange of handles stands in the record, in its place among the calls. */
 TWIN(decided_at_connect, "a", "S6, S9, S11, S15: one connection, call by call: nothing before listen and connect")
 {
     int listener = app_socket(AF_INET, SOCK_STREAM);

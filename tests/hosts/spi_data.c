@@ -308,6 +308,7 @@ static void all_calls(int from, int to)
     RECEIVES(read(to, text, sizeof text));
 }
 
+/* S30: a provider that moves data itself, and one that answers EOPNOTSUPP. */
 CASE(movers_move, "a",
      "S30: all data goes through the provider's mover where it has one; asked before wsp_detach, at both ends")
 {
