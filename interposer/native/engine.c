@@ -356,11 +356,6 @@ struct start {
     char table[];                      /* a copy: the asker does not wait for ever */
 };
 
-static void log_line(const char *line)
-{
-    trace_log("%s", line);
-}
-
 /* libpython's read-only data serve its start: relocations for the loader, frozen modules. What is used again comes back
  * from the page cache. */
 static int give_back_pages(struct dl_phdr_info *object, size_t size, void *libpython)
@@ -425,7 +420,7 @@ static uint16_t load_python(const void *table)
         trace_log("engine: %s", handle ? "the embedding module is of another version" : dlerror());
         return REASON_ENGINE_FAILED;
     }
-    struct engine_setup setup = {table_string(table, header->python_home), search_path, log_line};
+    struct engine_setup setup = {table_string(table, header->python_home), search_path, trace_line};
     if (entry->start(&setup))
         return REASON_ENGINE_FAILED;
     dl_iterate_phdr(give_back_pages, (void *)libpython);

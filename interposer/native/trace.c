@@ -1,12 +1,16 @@
-/* Owns the log descriptor. Each line is one write() to a file opened for appending, so no lock. Keeps errno. */
+/* Owns the log descriptor. Each line is one system call to a file opened for appending, so no lock. Keeps errno. */
 #include "trace.h"
 #include "fdtable.h"
 #include "real.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 static _Atomic int log_fd = -1;
@@ -35,26 +39,36 @@ static bool writable(int fd, size_t size)
            getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur - size >= (rlim_t)status.st_size && limit.rlim_cur > size;
 }
 
+static int stamp(char *text, size_t size)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    return snprintf(text, size, "%lld.%06ld %d ", (long long)now.tv_sec, now.tv_nsec / 1000, getpid());
+}
+
+void trace_line(const char *line)
+{
+    if (log_fd < 0)
+        return;
+    int saved = errno;
+    char when[48];
+    struct iovec parts[] = {{when, (size_t)stamp(when, sizeof when)}, {(void *)line, strlen(line)}, {(void *)"\n", 1}};
+    ssize_t ignored = writable(log_fd, parts[0].iov_len + parts[1].iov_len + 1) ? real.writev(log_fd, parts, 3) : 0;
+    (void)ignored;
+    errno = saved;
+}
+
 void trace_log(const char *format, ...)
 {
     if (log_fd < 0)
         return;
     int saved = errno;
     char line[512];
-    struct timespec now;
-    clock_gettime(CLOCK_REALTIME, &now);
-    int length = snprintf(line, sizeof line, "%lld.%06ld %d ", (long long)now.tv_sec, now.tv_nsec / 1000, getpid());
     va_list arguments;
     va_start(arguments, format);
-    int body = vsnprintf(line + length, sizeof line - (size_t)length - 1, format, arguments);
+    int length = vsnprintf(line, sizeof line, format, arguments);
     va_end(arguments);
-    if (body > 0) {
-        length += body;
-        if (length > (int)sizeof line - 2)
-            length = (int)sizeof line - 2;
-        line[length++] = '\n';
-        ssize_t ignored = writable(log_fd, (size_t)length) ? real.write(log_fd, line, (size_t)length) : 0;
-        (void)ignored;
-    }
+    if (length > 0)
+        trace_line(line);
     errno = saved;
 }

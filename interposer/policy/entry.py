@@ -32,7 +32,7 @@ class Log:
 
     def write(self, text: str) -> int:
         lines = (self._rest + text).split("\n")
-        self._rest = lines.pop()[-4096:]
+        self._rest = lines.pop()[:65536]  # a line without an end must not eat the host's memory
         for line in lines:
             log(line)
         return len(text)

@@ -117,6 +117,14 @@ def test_listeners_options(scene: Scene, engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_what_a_function_prints_is_logged_whole(scene: Scene, engine: str) -> None:
+    """P5: however long a line is; a request with a process of many arguments is."""
+    client = scene.client(engine, 'print("SAID", "x" * 9000 + "y")\nreturn "tcp"')
+    scene.connect(client)
+    assert scene.printed() == ["x" * 9000 + "y"]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_the_process_is_the_one_that_asks(scene: Scene, engine: str) -> None:
     """P3, P5: a child that executes another program is asked about as that program, with its environment."""
     client = scene.client(
