@@ -117,7 +117,7 @@ def test_ignored_signals_stay_ignored(environ: dict[str, str], name: str) -> Non
     look = f"trap '' {name}; exec $PREFIX grep ^SigIgn /proc/self/status"
     plain = without_sanrun("sh", "-c", look, env=environ)
     assert without_sanrun("sh", "-c", look, env={**environ, "PREFIX": SANRUN}) == plain
-    assert plain != without_sanrun("grep", "^SigIgn", "/proc/self/status", env=environ)
+    assert int(plain.split()[1], 16) >> (signal.Signals[f"SIG{name}"] - 1) & 1
 
 
 def test_python_variables_are_for_the_program_alone(sanrun: Run, tmp_path: Path) -> None:
