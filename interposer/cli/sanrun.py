@@ -189,7 +189,7 @@ def _start(options: Options, ignored: Sequence[str]) -> None:
     table = _table(options, environ)
     log = _usable_log(options.log, options.dry_run)
     library = _library(environ, options.dry_run)
-    additions = environment.additions(environ, table=table.path, log=log, library=library)
+    additions = environment.additions(environ, table=table.path, log=log, library=library, require=options.require)
     for warning in table.warnings:
         _say(f"warning: {warning}")
     if options.dry_run:
@@ -206,6 +206,7 @@ def _start(options: Options, ignored: Sequence[str]) -> None:
     if options.verbose:
         for name, value in additions.items():
             _say(f"{name}={value}")
+    environ.pop(environment.REQUIRE, None)  # of a sanrun around this one
     environ.update(additions)
     _become(program, options.command, environ, ignored)
 

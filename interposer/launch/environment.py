@@ -17,6 +17,7 @@ PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PACKAGE_PARENT = os.path.dirname(PACKAGE)
 LIBRARY = f"{PACKAGE}/libinterposer.so"
 REMEDY = "build it (tools/build) or install interposer again"
+REQUIRE = "INTERPOSER_REQUIRE"
 ENGINE = f"{PACKAGE}/libinterposer-engine.so"
 
 
@@ -69,9 +70,14 @@ def prepend(preload: str, library: str) -> str:
     return ":".join([library, *others])
 
 
-def additions(environ: Mapping[str, str], *, table: str, log: str, library: str) -> dict[str, str]:
-    """The variables to set for a program whose compiled table stands at `table`."""
+def additions(
+    environ: Mapping[str, str], *, table: str, log: str, library: str, require: bool = False
+) -> dict[str, str]:
+    """The variables to set for a program whose compiled table stands at `table`. `require` is said beside the
+    table, so that it holds where the table cannot be read."""
     result = {"LD_PRELOAD": prepend(environ.get("LD_PRELOAD", ""), library), "INTERPOSER_TABLE": table}
     if log:
         result["INTERPOSER_LOG"] = log
+    if require:
+        result[REQUIRE] = "1"
     return result

@@ -30,6 +30,7 @@ struct flow {
 };
 
 static _Atomic(struct policy_table *) current;
+static bool required;
 static _Atomic(struct policy_table *) retired[RETIRED];
 static _Atomic uint32_t retirements;
 static _Atomic uint32_t readers;       /* threads inside a function that uses `current` */
@@ -142,6 +143,11 @@ static struct policy_table *enter(void)
 static void leave(void)
 {
     atomic_fetch_sub(&readers, 1);
+}
+
+void flows_require(void)
+{
+    required = true;
 }
 
 int flows_load(const char *path, const struct process_facts *facts)
@@ -450,6 +456,7 @@ void flows_decide(uint8_t role, int family, const struct endpoint *local, const 
         struct policy_table *table = atomic_load(&current);
         if (!table) {
             stay_on_tcp(out, REASON_BAD_TABLE);
+            out->otherwise = required ? OTHERWISE_ERROR : OTHERWISE_TCP;
             break;
         }
         if (decide(table, &request, out))
@@ -542,7 +549,7 @@ uint8_t flows_engine(void)
 bool flows_strict(void)
 {
     struct policy_table *table = enter();
-    bool strict = table && table->otherwise == OTHERWISE_ERROR;
+    bool strict = table ? table->otherwise == OTHERWISE_ERROR : required;
     for (uint32_t i = 0; table && i < table->header->nsections; i++)
         strict |= table->sections[i].otherwise == OTHERWISE_ERROR;
     for (uint32_t i = 0; table && i < table->header->nrules; i++)

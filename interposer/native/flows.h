@@ -9,6 +9,9 @@
  * later changes of the file are noticed by flows_decide, at most a second late. */
 int flows_load(const char *path, const struct process_facts *facts);
 
+/* Strict even without a usable table: what cannot be decided is refused (sanrun --require). */
+void flows_require(void);
+
 /* `role` is ROLE_LISTEN or ROLE_CONNECT; `local` and `remote` may be NULL where unknown; `options` are what the program
  * has set, read only where a question is asked. *out is never ACTION_ASK. */
 void flows_decide(uint8_t role, int family, const struct endpoint *local, const struct endpoint *remote,

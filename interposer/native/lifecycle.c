@@ -207,6 +207,8 @@ __attribute__((constructor)) static void start(void)
         if (log && *log == '/')
             trace_open(log);
         keep_facts();
+        if (getenv("INTERPOSER_REQUIRE"))
+            flows_require();
         int error = flows_load(table, &facts);
         if (error)
             trace_log("policy table %s is unusable: reason %d", table, -error);

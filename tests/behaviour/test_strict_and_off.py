@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from puppet import SANRUN, Actor, Stage, plain_environment, switched_environment
@@ -148,6 +149,30 @@ def test_strict_other_machine(stage: Stage) -> None:
     fd = strict.socket()
     assert strict.connect(fd, ("192.0.2.1", 9)) == "ECONNREFUSED"
     assert dict(stats.process(strict.pid).reasons) == {"OTHER_MACHINE": 1}
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no table"])
+def test_strict_without_a_usable_table(stage: Stage, tmp_path: Path, content: bytes | None) -> None:
+    """X7: --require holds where the compiled policy is gone or damaged, which alone would mean TCP."""
+    place = tmp_path / "table"
+    if content is not None:
+        place.write_bytes(content)
+    lost = {"INTERPOSER_TABLE": str(place)}
+    stage.environments = {
+        **stage.environments,
+        "lost": {**stage.environments["strict"], **lost},
+        "lenient": {**stage.environments["san"], **lost},
+    }
+    strict, lenient, plain = (stage.start(name, name) for name in ("lost", "lenient", "plain"))
+    _, address = listening(plain)
+    fd = strict.socket()
+    assert strict.connect(fd, address) == "ECONNREFUSED"
+    own = strict.socket()
+    assert strict.bind(own, (LOOPBACK, 0)) == 0
+    assert strict.listen(own, 5) == "EADDRNOTAVAIL"
+    assert dict(stats.process(strict.pid).reasons) == {"BAD_TABLE": 2}
+    fd = lenient.socket()
+    assert lenient.connect(fd, address) == 0
 
 
 def test_strict_leaves_udp(stage: Stage) -> None:

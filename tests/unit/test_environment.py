@@ -34,13 +34,15 @@ def test_preload_is_first_once_and_drops_nobody(before: str, after: str) -> None
 
 
 def test_additions_are_all_that_changes() -> None:
-    """X8: three variables at most."""
+    """X7, X8: three variables, and one more under --require."""
     given = {"PATH": "/bin", "LD_PRELOAD": "/a.so"}
     assert environment.additions(given, table="/t", log="", library=LIBRARY) == {
         "LD_PRELOAD": f"{LIBRARY}:/a.so",
         "INTERPOSER_TABLE": "/t",
     }
     assert environment.additions(given, table="/t", log="/l", library=LIBRARY)["INTERPOSER_LOG"] == "/l"
+    strict = environment.additions(given, table="/t", log="", library=LIBRARY, require=True)
+    assert strict["INTERPOSER_REQUIRE"] == "1" and len(strict) == 3
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\x7fELF", b"not a library" * 10])
