@@ -2,6 +2,7 @@
  * duplicating of numbers while a connect is in progress; waits for it are bounded. sock->completion says who may end a
  * connect: the provider's up-call, or the program's thread. Runs after fork. */
 #include "connecting.h"
+#include "clock.h"
 #include "companion.h"
 #include "lifecycle.h"
 #include "options.h"
@@ -188,11 +189,11 @@ int connecting_wait(struct sock **held, int fd, int option)
     if (options_find(sock, SOL_SOCKET, option) || sock->options_lost)
         real.getsockopt(atomic_load(&sock->shadow), SOL_SOCKET, option, &limit, &length);
     int64_t deadline = limit.tv_sec || limit.tv_usec
-                           ? switch_now_ms() + limit.tv_sec * 1000 + (limit.tv_usec + 999) / 1000 : -1;
+                           ? clock_ms() + limit.tv_sec * 1000 + (limit.tv_usec + 999) / 1000 : -1;
     while (connecting_goes_on(sock)) {
         /* The placeholder is never writable, and hangs up when it goes; what takes its place is, or fails. */
         struct pollfd look = {fd, POLLOUT, 0};
-        int64_t left = deadline < 0 ? -1 : deadline - switch_now_ms();
+        int64_t left = deadline < 0 ? -1 : deadline - clock_ms();
         if (deadline >= 0 && left <= 0)
             return -EINPROGRESS;
         sock_put(sock);

@@ -7,6 +7,7 @@
 #define _GNU_SOURCE
 #endif
 #include "engine.h"
+#include "clock.h"
 #include "engine_module.h"
 #include "flows.h"
 #include "helper.h"
@@ -157,9 +158,7 @@ static _Atomic uint64_t asker_until;   /* when the asker that spins will have gi
 
 static uint64_t now_ns(void)
 {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+    return (uint64_t)clock_ns(CLOCK_MONOTONIC);
 }
 
 static void relax(void)

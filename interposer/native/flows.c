@@ -6,6 +6,7 @@
 #define _GNU_SOURCE
 #endif
 #include "flows.h"
+#include "clock.h"
 #include "policy_table.h"
 #include "reasons.h"
 #include "rule_index.h"
@@ -41,9 +42,7 @@ static char table_path[PATH_MAX];
 
 static uint64_t milliseconds(void)
 {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
-    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+    return (uint64_t)clock_coarse_ms();
 }
 
 /* The change time: a table that was refused for its owner or mode may be taken when these were mended. */

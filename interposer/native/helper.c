@@ -5,6 +5,7 @@
 #define _GNU_SOURCE
 #endif
 #include "helper.h"
+#include "clock.h"
 #include "fdtable.h"
 #include "real.h"
 #include "reasons.h"
@@ -27,13 +28,6 @@ _Static_assert(sizeof(struct helper_request) == 16 && REQUEST_SIZE == 64 && size
 static _Atomic uint64_t idle[IDLE];
 static _Atomic uint32_t numbers;
 
-static int64_t now_ms(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
-
 static uint64_t identity(int fd)
 {
     struct stat status;
@@ -45,7 +39,7 @@ static uint64_t identity(int fd)
 static bool wait_for(int fd, short events, int64_t deadline)
 {
     for (;;) {
-        int64_t left = deadline - now_ms();
+        int64_t left = deadline - clock_ms();
         struct pollfd poll = {.fd = fd, .events = events};
         if (left <= 0)
             return false;
@@ -106,7 +100,7 @@ static int connect_helper(const char *address)
 {
     struct sockaddr_un name = {.sun_family = AF_UNIX};
     size_t length = strlen(address);
-    int64_t deadline = now_ms() + CONNECT_MS;
+    int64_t deadline = clock_ms() + CONNECT_MS;
     bool abstract = address[0] != '/';
     if (!length || length + abstract > sizeof name.sun_path)
         return -1;
@@ -197,7 +191,7 @@ static bool sound(const struct verdict *verdict)
 uint16_t helper_ask(const char *address, uint64_t generation, const struct decision_request *request, uint32_t wait_ms,
                     struct verdict *out)
 {
-    int64_t deadline = now_ms() + wait_ms;
+    int64_t deadline = clock_ms() + wait_ms;
     int fd, answered = -1;
     /* An idle connection may be to a helper that has ended; a new one tells. */
     while (answered < 0 && (fd = take_idle()) >= 0) {

@@ -3,6 +3,7 @@
  * current one, one thread at a time writes the other. Once the program has changed its name space nothing is remembered,
  * because threads may be in several. Runs after fork and in signal handlers. */
 #include "netinfo.h"
+#include "clock.h"
 #include "fdtable.h"
 #include "lifecycle.h"
 #include "real.h"
@@ -36,13 +37,6 @@ struct entry {
 static struct entry locals[ENTRIES], listeners[ENTRIES];
 static _Atomic int lock;
 
-int64_t netinfo_now(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
-    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
-
 static void subnets_after_fork_child(void);
 
 void netinfo_after_fork_child(void)
@@ -62,7 +56,7 @@ static bool recall(struct entry *cache, const struct endpoint *ep, struct entry 
     if (lifecycle_moved || atomic_exchange_explicit(&lock, 1, memory_order_acquire))
         return false;
     struct entry *entry = place(cache, ep);
-    if (entry->until > netinfo_now() && endpoint_equal(&entry->key, ep)) {
+    if (entry->until > clock_coarse_ms() && endpoint_equal(&entry->key, ep)) {
         *out = *entry;
         found = true;
     }
@@ -165,7 +159,7 @@ int netinfo_local(const struct endpoint *ep, struct endpoint *source)
     struct entry entry = {.key = *ep};
     entry.key.port = 0;
     if (!recall(locals, &entry.key, &entry)) {
-        entry.until = netinfo_now() + LIFETIME_MS;
+        entry.until = clock_coarse_ms() + LIFETIME_MS;
         entry.result = ask_local(ep, &entry.answer.address);
         remember(locals, &entry);
     }
@@ -229,7 +223,7 @@ int netinfo_listener(const struct endpoint *ep, struct netinfo_listener *listene
 {
     struct entry entry = {.key = *ep};
     if (!recall(listeners, ep, &entry)) {
-        entry.until = netinfo_now() + LIFETIME_MS;
+        entry.until = clock_coarse_ms() + LIFETIME_MS;
         entry.result = ask_listener(ep, &entry.answer);
         if (entry.result == 0)         /* a listener may appear at any moment, and must not be missed */
             remember(listeners, &entry);
@@ -352,7 +346,7 @@ static void ask_addresses(struct table *table, struct answer *answer, bool *inte
 static void build(struct table *table, struct answer *answer)
 {
     bool interrupted = false;
-    table->made = netinfo_now();
+    table->made = clock_coarse_ms();
     table->count = 0;
     table->loopback = true;
     ask_addresses(table, answer, &interrupted);
@@ -405,7 +399,7 @@ static struct table *take_table(void)
 {
     for (int turn = 0; turn < 2 && !lifecycle_moved; turn++) {
         struct table *table = read_current();
-        int64_t age = table ? netinfo_now() - table->made : 0;
+        int64_t age = table ? clock_coarse_ms() - table->made : 0;
         if (table && age < (turn ? LIFETIME_MS : REFRESH_MS))
             return table;
         give_table(table);

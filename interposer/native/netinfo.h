@@ -23,6 +23,5 @@ int netinfo_listener(const struct endpoint *ep, struct netinfo_listener *listene
 bool netinfo_serves(const struct san_provider *provider, const struct endpoint *local);
 /* False: no connection within the machine would get through. */
 bool netinfo_loopback_up(void);
-int64_t netinfo_now(void);             /* coarse monotonic milliseconds */
 void netinfo_after_fork_child(void);
 #endif

@@ -2,6 +2,7 @@
  * never waited for. A bound port is taken from every destination, so only the upper half is used, and the other left to
  * programs that are not interposed. A port of our own choice costs one system call where the kernel's costs four. */
 #include "ports.h"
+#include "clock.h"
 #include "lifecycle.h"
 #include "netinfo.h"
 #include "options.h"
@@ -77,7 +78,7 @@ static void learn(void)
     nreserved = read_ranges("/proc/sys/net/ipv4/ip_local_reserved_ports", reserved, RESERVED, '-');
     if (read_ranges("/proc/sys/net/ipv4/ip_local_port_range", &whole, 1, '\t') == 1 && whole.first < whole.last)
         upper = (struct range){(uint16_t)(whole.first + (whole.last - whole.first) / 2), whole.last};
-    until = netinfo_now() + LIFETIME_MS;
+    until = clock_coarse_ms() + LIFETIME_MS;
 }
 
 /* Another one each time, and in each process; 0: the kernel is to choose. */
@@ -85,7 +86,7 @@ static uint16_t choose(struct range *half)
 {
     if (atomic_exchange_explicit(&lock, 1, memory_order_acquire))
         return 0;
-    if (until < netinfo_now())
+    if (until < clock_coarse_ms())
         learn();
     *half = upper;
     bool known = nreserved >= 0 && !lifecycle_moved;
@@ -104,7 +105,7 @@ static uint16_t choose(struct range *half)
     return known ? (uint16_t)port : 0;
 }
 
-static bool local_of(int fd, struct endpoint *local)
+bool ports_local(int fd, struct endpoint *local)
 {
     struct sockaddr_storage address;
     socklen_t length = sizeof address;
@@ -139,12 +140,12 @@ static bool bind_by_kernel(const struct sock *sock, int fd, struct range half, s
     if (late)
         real.setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
     errno = error;
-    return bound && local_of(fd, local) && local->port;
+    return bound && ports_local(fd, local) && local->port;
 }
 
 int ports_bind(struct sock *sock, int fd, const struct endpoint *source, struct endpoint *local)
 {
-    if (sock->bound && !local_of(fd, local))
+    if (sock->bound && !ports_local(fd, local))
         return -REASON_NO_PORT;
     if (!sock->bound || endpoint_is_wildcard(local)) {
         uint16_t port = sock->bound ? local->port : 0;
@@ -155,7 +156,7 @@ int ports_bind(struct sock *sock, int fd, const struct endpoint *source, struct 
         return -REASON_ADDRESS;
     if (local->port)
         return 0;
-    if (netinfo_now() < atomic_load_explicit(&no_port_until, memory_order_relaxed))
+    if (clock_coarse_ms() < atomic_load_explicit(&no_port_until, memory_order_relaxed))
         return -REASON_NO_PORT;
     struct range half = upper;
     bool bound = false;
@@ -172,14 +173,14 @@ int ports_bind(struct sock *sock, int fd, const struct endpoint *source, struct 
     if (!bound && !bind_by_kernel(sock, fd, half, local)) {
         if (errno == EADDRNOTAVAIL)    /* it has just gone, and says nothing about ports */
             return -REASON_OTHER_MACHINE;
-        if (errno == EINVAL && local_of(fd, local) && local->port) {   /* bound where no hook saw it: bindresvport() */
+        if (errno == EINVAL && ports_local(fd, local) && local->port) {   /* bound where no hook saw it: bindresvport() */
             sock->bound = true;
             return endpoint_is_wildcard(local) ? -REASON_ADDRESS : 0;
         }
         if (errno != EADDRINUSE)
             return -REASON_NO_PORT;
         /* The kernel has looked at every port, which takes it milliseconds. */
-        atomic_store_explicit(&no_port_until, netinfo_now() + NO_PORT_PAUSE_MS, memory_order_relaxed);
+        atomic_store_explicit(&no_port_until, clock_coarse_ms() + NO_PORT_PAUSE_MS, memory_order_relaxed);
         return -REASON_NO_PORT;
     }
     sock->port_is_ours = !sock->bound;

@@ -8,6 +8,7 @@
  * IPv6 addresses are 32 hexadecimal digits, with %scope when link-local. The beacon tells a client in one cheap call
  * that somebody listens, and leaves no trace. Owns the pool of companions and the cache of live slots, whose lock is
  * tried and never waited for. Runs after fork. */
+#include "clock.h"
 #include "fdtable.h"
 #include "lifecycle.h"
 #include "netinfo.h"
@@ -219,7 +220,7 @@ static uint64_t live_slots(const struct netinfo_listener *listener)
     bool locked = !moved && !atomic_exchange_explicit(&cache_lock, 1, memory_order_acquire), known = false;
     struct live *place = live_place(&listener->address);
     uint64_t slots = 0;
-    if (locked && place->until > netinfo_now() && endpoint_equal(&place->key, &listener->address) &&
+    if (locked && place->until > clock_coarse_ms() && endpoint_equal(&place->key, &listener->address) &&
         place->dual == listener->dual) {
         slots = place->slots;
         known = true;
@@ -229,7 +230,7 @@ static uint64_t live_slots(const struct netinfo_listener *listener)
             if (beacon_answers(fd, &listener->address, listener->dual, slot))
                 slots |= 1ull << slot;
     if (locked) {
-        int64_t until = known ? place->until : netinfo_now() + SLOTS_LIFETIME_MS;
+        int64_t until = known ? place->until : clock_coarse_ms() + SLOTS_LIFETIME_MS;
         *place = (struct live){listener->address, until, slots, listener->dual};
         atomic_store_explicit(&cache_lock, 0, memory_order_release);
     }

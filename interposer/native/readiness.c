@@ -2,6 +2,7 @@
  * is held while waiting. A private epoll belongs to one process: after a fork the child makes its own, because a
  * sibling's epoll_ctl would act on both. */
 #include "readiness.h"
+#include "clock.h"
 #include "companion.h"
 #include "lifecycle.h"
 #include "reasons.h"
@@ -451,13 +452,6 @@ static short shown(struct pollfd *entry, int via, short events)
     return events;
 }
 
-static int64_t nanoseconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec * 1000000000ll + now.tv_nsec;
-}
-
 static int poll_with_help(struct pollfd *fds, nfds_t count, const struct timespec *timeout, const sigset_t *mask)
 {
     struct pollfd few[64], *copy = few;
@@ -471,7 +465,7 @@ static int poll_with_help(struct pollfd *fds, nfds_t count, const struct timespe
     }
     static const struct timespec at_once;
     int64_t deadline = timeout && timeout->tv_sec < LONG_WAIT_S
-                           ? nanoseconds() + timeout->tv_sec * 1000000000ll + timeout->tv_nsec : INT64_MAX;
+                           ? clock_ns(CLOCK_MONOTONIC) + timeout->tv_sec * 1000000000ll + timeout->tv_nsec : INT64_MAX;
     struct timespec left = timeout ? *timeout : at_once;
     int result, ready, saved;
     do {                               /* until there is something to show: who stood in may have been woken to go */
@@ -491,7 +485,7 @@ static int poll_with_help(struct pollfd *fds, nfds_t count, const struct timespe
             fds[i].revents = shown(&fds[i], copy[i].fd, copy[i].revents);
             ready += fds[i].revents != 0;
         }
-        int64_t rest = deadline - nanoseconds();
+        int64_t rest = deadline - clock_ns(CLOCK_MONOTONIC);
         left = rest > 0 ? (struct timespec){rest / 1000000000, rest % 1000000000} : at_once;
     } while (result > 0 && !ready);
     if (copy != few)

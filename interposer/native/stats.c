@@ -2,6 +2,7 @@
  * its contents when the program closed its descriptor. No lock: whoever makes the page holds the state MAKING, others
  * wait for it, but no longer than WAIT_MAX, and not at all inside a signal handler that interrupted the maker. May run
  * after fork and in a signal handler; allocates nothing and keeps errno. */
+#include "clock.h"
 #include "real.h"
 #include "fdtable.h"
 #include "stats.h"
@@ -62,10 +63,7 @@ static _Thread_local bool making;
 
 static uint64_t now(clockid_t clock)
 {
-    struct timespec t;
-
-    clock_gettime(clock, &t);
-    return (uint64_t)t.tv_sec * SECOND + (uint64_t)t.tv_nsec;
+    return (uint64_t)clock_ns(clock);
 }
 
 static size_t page_size(uint32_t rows)

@@ -2,11 +2,13 @@
  * state but what hangs on a descriptor (fdtable.h). A socket is decided by one thread at a time (SOCK_DECIDING); no lock
  * is held across a system call. Runs after fork. */
 #include "switch.h"
+#include "clock.h"
 #include "companion.h"
 #include "connecting.h"
 #include "flows.h"
 #include "lifecycle.h"
 #include "options.h"
+#include "ports.h"
 #include "readiness.h"
 #include "reasons.h"
 #include "stats.h"
@@ -154,11 +156,8 @@ int switch_listen(int fd, int backlog)
     saved = errno;
     struct verdict verdict;
     struct endpoint nobody = {0};
-    struct sockaddr_storage address;
-    socklen_t length = sizeof address;
     sock->bound = true;
-    if (real.getsockname(fd, (struct sockaddr *)&address, &length) == 0)
-        endpoint_from_sockaddr(&sock->local, (struct sockaddr *)&address, length);
+    ports_local(fd, &sock->local);
     decide(sock, ROLE_LISTEN, &sock->local, &nobody, &verdict);
     sock->strict = verdict.otherwise == OTHERWISE_ERROR;
     int reason = -verdict.reason;
@@ -286,10 +285,8 @@ static int decide_connect(struct sock *sock, int fd, const struct endpoint *remo
 {
     struct verdict verdict;
     struct endpoint local = {0};
-    struct sockaddr_storage own;
-    socklen_t length = sizeof own;
-    if (sock->bound && real.getsockname(fd, (struct sockaddr *)&own, &length) == 0)
-        endpoint_from_sockaddr(&local, (struct sockaddr *)&own, length);
+    if (sock->bound)
+        ports_local(fd, &local);
     sock->local = local;
     decide(sock, ROLE_CONNECT, &local, remote, &verdict);
     int result = -verdict.reason;
@@ -595,13 +592,6 @@ static int64_t receive_timeout(const struct sock *sock, int fd)
     return limit.tv_sec * 1000 + (limit.tv_usec + 999) / 1000;
 }
 
-int64_t switch_now_ms(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
-
 /* Waits as a blocking accept does: the sides that are ready, or -errno. The reference is given back meanwhile, so that
  * neither a cancelled thread nor a fork keeps the listener alive; *held is NULL where another socket has taken the
  * number. */
@@ -612,10 +602,10 @@ static int wait_for_connection(struct sock **held, int fd, int64_t *deadline)
     int epfd = readiness_private_epoll(sock, fd);
     if (*deadline == 0) {
         int64_t limit = receive_timeout(sock, fd);
-        *deadline = limit < 0 ? -1 : switch_now_ms() + limit;
+        *deadline = limit < 0 ? -1 : clock_ms() + limit;
     }
     for (;;) {
-        int64_t left = *deadline < 0 ? -1 : *deadline - switch_now_ms();
+        int64_t left = *deadline < 0 ? -1 : *deadline - clock_ms();
         if (*deadline >= 0 && left <= 0)
             return -EAGAIN;
         int timeout = left > INT32_MAX ? INT32_MAX : (int)left, ready = 0;

@@ -22,7 +22,6 @@ void switch_completed(struct sock *sock, int fd, const struct verdict *verdict, 
 /* Was every handler that may have interrupted us installed with SA_RESTART? poll and epoll_wait never restart; accept and
  * connect do. */
 bool switch_restarts(void);
-int64_t switch_now_ms(void);
 /* Writes the row of a decided socket where sanctl looks. */
 void switch_publish(int fd, const struct sock *sock);
 int switch_shutdown(int fd, int how);

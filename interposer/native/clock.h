@@ -1,0 +1,24 @@
+/* What time it is, for whoever waits or remembers. */
+#ifndef INTERPOSER_CLOCK_H
+#define INTERPOSER_CLOCK_H
+#include <stdint.h>
+#include <time.h>
+
+static inline int64_t clock_ns(clockid_t clock)
+{
+    struct timespec now;
+    clock_gettime(clock, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+static inline int64_t clock_ms(void)
+{
+    return clock_ns(CLOCK_MONOTONIC) / 1000000;
+}
+
+/* Cheaper, and as old as a tick of the kernel. */
+static inline int64_t clock_coarse_ms(void)
+{
+    return clock_ns(CLOCK_MONOTONIC_COARSE) / 1000000;
+}
+#endif
