@@ -92,13 +92,10 @@ def _helper(outcome: reload.Outcome, users: Sequence[int]) -> str:
 
 def _log(pid: int) -> str | None:
     try:
-        with open(f"/proc/{pid}/environ", "rb") as environ:
-            for word in environ.read().split(b"\0"):
-                if word.startswith(b"INTERPOSER_LOG=/"):
-                    return os.fsdecode(word.partition(b"=")[2])
+        path = tables.variable(pid, "INTERPOSER_LOG")
     except OSError:
-        pass
-    return None
+        return None
+    return path if path and path.startswith("/") else None
 
 
 def _tell(outcome: reload.Outcome, users: Sequence[int]) -> None:

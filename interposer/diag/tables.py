@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from interposer.launch.environment import LIBRARY
 
-VARIABLE = b"INTERPOSER_TABLE="
 HELPER = "sanrun-helper"
 
 
@@ -40,10 +39,16 @@ def table_of(pid: int) -> str | None:
     with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as comm:
         if comm.read().strip() == HELPER:
             return ""
+    return variable(pid, "INTERPOSER_TABLE")
+
+
+def variable(pid: int, name: str) -> str | None:
+    """Of the environment that a process was started with. Raises OSError."""
+    prefix = f"{name}=".encode()
     with open(f"/proc/{pid}/environ", "rb") as environ:
         for word in environ.read().split(b"\0"):
-            if word.startswith(VARIABLE):
-                return os.fsdecode(word[len(VARIABLE) :])
+            if word.startswith(prefix):
+                return os.fsdecode(word[len(prefix) :])
     return None
 
 

@@ -7,6 +7,8 @@ import os
 import struct
 import sys
 
+from interposer.launch.environment import REQUIRE
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -17,10 +19,7 @@ ATTEMPTS = 10
 ANSWER_SECONDS = 1
 START_SECONDS = 10.0
 READY = b"ready"
-NOT_INHERITED = (
-    "LD_PRELOAD",
-    *("INTERPOSER", "INTERPOSER_TABLE", "INTERPOSER_LOG", "INTERPOSER_POLICY", "INTERPOSER_REQUIRE"),
-)
+NOT_INHERITED = ("LD_PRELOAD", "INTERPOSER", "INTERPOSER_TABLE", "INTERPOSER_LOG", "INTERPOSER_POLICY", REQUIRE)
 
 
 class HelperError(OSError):

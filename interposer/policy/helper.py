@@ -246,8 +246,9 @@ class Helper:
             return
         received = descriptors(control)
         kind = HEAD.unpack_from(message)[0] if len(message) >= HEAD.size else 0
-        if kind == WATCH and len(received) == 1 and is_pidfd(received[0]):
-            self.watch(received[0])
+        pid = watched_pid(received[0]) if kind == WATCH and len(received) == 1 else None
+        if pid is not None:
+            self.watch(received[0], pid)
             self.send(client, message)
             return
         for fd in received:
@@ -263,8 +264,7 @@ class Helper:
             return
         self.drop(client)
 
-    def watch(self, pidfd: int) -> None:
-        pid = watched_pid(pidfd)
+    def watch(self, pidfd: int, pid: int) -> None:
         if pid in self.watched.values():
             os.close(pidfd)  # told again, by a reload
             return
@@ -349,13 +349,17 @@ def prepare(listening_socket_fd: int, table_path: str, watch_pidfd: int, log_fd:
     return Helper(listener, table_path, [watch_pidfd], log_fd)
 
 
-def watched_pid(pidfd: int) -> int:
-    """The process behind a pidfd; a number that no process has where the descriptor is none or its process is gone."""
-    with open(f"/proc/self/fdinfo/{pidfd}", "rb") as info:
-        for line in info:
-            if line.startswith(b"Pid:") and int(line[4:]) > 0:
-                return int(line[4:])
-    return -pidfd
+def watched_pid(fd: int) -> int | None:
+    """The process behind a pidfd, a number that none has where it is gone; None where the descriptor is no pidfd, which
+    need not become readable when a client ends."""
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", "rb") as info:
+            for line in info:
+                if line.startswith(b"Pid:"):
+                    return int(line[4:]) if int(line[4:]) > 0 else -fd
+    except OSError:
+        pass
+    return None
 
 
 def descriptors(control: list[tuple[int, int, bytes]]) -> list[int]:
@@ -365,15 +369,6 @@ def descriptors(control: list[tuple[int, int, bytes]]) -> list[int]:
         if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
             found += struct.unpack(f"={len(data) // 4}i", data[: len(data) // 4 * 4])
     return found
-
-
-def is_pidfd(fd: int) -> bool:
-    """Whether a descriptor becomes readable when a process ends. With any other, a client could keep us for ever."""
-    try:
-        with open(f"/proc/self/fdinfo/{fd}") as info:
-            return "\nPid:" in info.read()
-    except OSError:
-        return False
 
 
 def facts_of(pieces: dict[int, bytes]) -> Facts:
