@@ -18,7 +18,6 @@ enum sock_phase {
     SOCK_HIDDEN,                       /* the switch's own descriptor: no close() of the program reaches it */
 };
 
-
 /* One registration of an alias with an epoll: which descriptor stands there for it (the alias itself, the private epoll,
  * or a duplicate of that which this registration owns), and what the program gave. */
 struct sock_registration {

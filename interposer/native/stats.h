@@ -47,10 +47,12 @@ struct stats_page {
     _Atomic uint64_t upcalls;
 };
 
+/* What to say of a rule; returns the length. */
+typedef size_t stats_rule_text(uint32_t rule, char *out, size_t size);
+
 /* All of these may be called from any thread, a signal handler or a forked child, keep errno, and do nothing where the
  * page cannot be had. The first write makes the page. A child of vfork shares its parent's page and must not call them. */
-/* `text` is asked for what to say of the rule, unless that is what the row says already. */
-typedef size_t stats_rule_text(uint32_t rule, char *out, size_t size);
+/* `text` is asked, unless the row says already what it would. */
 void stats_row_set(int fd, uint32_t role, int family, uint32_t provider, uint32_t reason, const struct endpoint *local,
                    const struct endpoint *remote, uint64_t inode, uint32_t rule, stats_rule_text *text);
 void stats_row_clear(int fd);
@@ -61,9 +63,9 @@ void stats_reason(uint32_t reason);
 void stats_upcall(void);
 void stats_engine(uint32_t state, uint32_t reason);   /* inherited by forked children */
 void stats_generation(uint64_t generation);           /* makes no page; inherited by forked children */
-/* For pthread_atfork's child handler. A child made without it (raw clone) finds out by itself. */
 /* No page is made any more, in children neither; the one that exists goes on counting. */
 void stats_freeze(void);
+/* For pthread_atfork's child handler. A child made without it (raw clone) finds out by itself. */
 void stats_after_fork_child(void);
 /* `rewrite` is called, with no lock held, each time that a forked child has made its own page, to write the rows of the
  * sockets that it inherited. */
