@@ -127,6 +127,13 @@ def test_python_variables_are_for_the_program_alone(sanrun: Run, tmp_path: Path)
     assert (result.stdout, result.stderr) == (f"{tmp_path} /no/such\n", "")
 
 
+def test_an_inner_sanrun_decides_how_strict(sanrun: Run) -> None:
+    """X7: --require holds for what the program starts, but not for what another sanrun in it starts."""
+    look = ("sh", "-c", "echo $INTERPOSER_REQUIRE")
+    assert sanrun("--require", *look).stdout == "1\n"
+    assert sanrun("--require", "--", str(SANRUN), *look).stdout == "\n"
+
+
 def test_environment_gains_ours_and_loses_nothing(sanrun: Run, environ: dict[str, str]) -> None:
     """X8: exported shell functions, and no LC_CTYPE that Python invents in the C locale."""
     given = {**environ, "BASH_FUNC_f%%": "() { :; }", "ODD": "a=b\nc", "EMPTY": ""}
