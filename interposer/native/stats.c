@@ -2,8 +2,8 @@
  * its contents when the program closed its descriptor. No lock: whoever makes the page holds the state MAKING, others
  * wait for it, but no longer than WAIT_MAX, and not at all inside a signal handler that interrupted the maker. May run
  * after fork and in a signal handler; allocates nothing and keeps errno. */
-#include "clock.h"
 #include "real.h"
+#include "clock.h"
 #include "fdtable.h"
 #include "stats.h"
 #include <errno.h>
