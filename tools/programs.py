@@ -308,6 +308,7 @@ class Programs:
         """Words before every command, sanrun's too: a program that becomes it."""
         self.running: list[Program] = []
         self.ports: list[int] = []
+        self._ports_given: set[int] = set()
         self._runtime = self.directory / "run"
         self._runtime.mkdir(mode=0o755)
 
@@ -328,7 +329,10 @@ class Programs:
         return Policy(name, path, "python:" in text or "reactive" in text)
 
     def port(self) -> int:
-        port = free_port()
+        """A free one that no earlier program of these has had: their directories are named after it."""
+        while (port := free_port()) in self._ports_given:
+            pass
+        self._ports_given.add(port)
         self.ports.append(port)
         return port
 
