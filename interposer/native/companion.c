@@ -305,6 +305,23 @@ static int go_on(struct sock *sock, int fd, const struct verdict *verdict, int i
     return result;
 }
 
+/* A socket once bound cannot be unbound: a fresh one with the same options takes its place. */
+void companion_unbind(struct sock *sock, int fd)
+{
+    if (!sock->port_is_ours)
+        return;
+    int parked = atomic_exchange(&sock->shadow, -1), bound = parked < 0 ? hidden_dup(fd) : parked;
+    int fresh = bound < 0 ? -1 : options_shadow(sock);
+    if (fresh < 0) {
+        atomic_store(&sock->shadow, bound);
+        return;
+    }
+    if (!sock->connecting)
+        companion_put_under(sock, fd, fresh, bound, true);
+    hidden_close(bound);
+    sock->bound = sock->port_is_ours = false;
+}
+
 int companion_connect(struct sock *sock, int fd, const struct endpoint *remote, const struct verdict *verdict)
 {
     int unfit = fitness(sock);
@@ -318,6 +335,7 @@ int companion_connect(struct sock *sock, int fd, const struct endpoint *remote, 
     int result = go_on(sock, fd, verdict, 0, -REASON_NO_PROVIDER);
     if (result == 0 || result == COMPANION_IN_PROGRESS)
         return result;
+    companion_unbind(sock, fd);
     if (sock->connecting)
         connecting_give_back(sock, fd);
     else

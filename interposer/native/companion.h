@@ -14,6 +14,8 @@ int companion_connect(struct sock *sock, int fd, const struct endpoint *remote, 
  * next providers. As companion_connect, but where nobody could, the placeholder stays; fd is one of the socket's
  * descriptors, or -1. */
 int companion_resume(struct sock *sock, int fd, const struct verdict *verdict, int provider, int error);
+/* No companion came of a connect: the port that only it needed is given up. */
+void companion_unbind(struct sock *sock, int fd);
 /* Closes the companion of a connect in progress. */
 void companion_abandon(struct sock *sock);
 /* Puts the file of `with` under every descriptor of the socket that still holds that of `now`, with their status flags.

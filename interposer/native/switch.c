@@ -24,6 +24,9 @@
 #define SAME_SIDE_IN_A_ROW 8           /* connections from one side of a listener before the other is asked first */
 #define TURNED_AWAY_IN_A_ROW 16
 #define RULE_EARLIER (RULE_DEFAULT - 1)
+#define DECISION_MS 2000               /* a thread that connects beside the one that decides waits so long at most */
+
+static _Thread_local const struct sock *deciding;
 
 static int fail(int error)
 {
@@ -314,6 +317,8 @@ static int decide_connect(struct sock *sock, int fd, const struct endpoint *remo
 void switch_completed(struct sock *sock, int fd, const struct verdict *verdict, int result)
 {
     bool at_once = result == 0;
+    if (result != 0)
+        companion_unbind(sock, fd);
     if (result < 0 && verdict->otherwise != OTHERWISE_ERROR) {   /* first: a fresh TCP socket looks connected to poll() */
         struct sockaddr_storage address;
         socklen_t length = sizeof address;
@@ -334,18 +339,41 @@ void switch_completed(struct sock *sock, int fd, const struct verdict *verdict, 
     connecting_release(sock);
 }
 
-/* Where a connection would go, if it is one that we may decide: same family as the socket, a port, and no wildcard (which
- * the kernel takes for loopback). */
-static bool destination(const struct sock *sock, const struct sockaddr *address, socklen_t length, struct endpoint *remote)
+/* Where a connection would go, if it is one that we may decide: same family as the socket, a port. The kernel takes the
+ * wildcard for the socket's own address (IPv4), or for loopback. */
+static bool destination(const struct sock *sock, int fd, const struct sockaddr *address, socklen_t length, struct endpoint *remote)
 {
     if (is_no_pointer(address) || !endpoint_from_sockaddr(remote, address, length) || address->sa_family != sock->family || !remote->port)
         return false;
-    if (endpoint_is_wildcard(remote)) {
-        if (endpoint_is_v4(remote))
-            remote->ip[12] = 127;
+    if (!endpoint_is_wildcard(remote))
+        return true;
+    struct endpoint own;
+    bool v4 = endpoint_is_v4(remote), bound = sock->bound && ports_local(fd, &own) && !endpoint_is_wildcard(&own);
+    uint16_t port = remote->port;
+    if (v4 && bound) {
+        *remote = own;
+    } else if (v4 || (bound && endpoint_is_v4(&own))) {
+        endpoint_set_wildcard(remote, true);
+        remote->ip[12] = 127;
+        remote->ip[15] = 1;
+    } else {
         remote->ip[15] = 1;
     }
+    remote->port = port;
     return true;
+}
+
+/* Another thread is in connect() or listen() with this socket: waits for what it comes to, as the kernel's lock on a TCP
+ * socket would. False: EALREADY. */
+static bool await_decision(const struct sock *sock, int fd)
+{
+    const struct timespec moment = {0, 50000};
+    int64_t deadline = clock_ms() + DECISION_MS;
+    if (deciding == sock || real.fcntl(fd, F_GETFL, 0) & O_NONBLOCK)   /* a signal handler has interrupted that thread */
+        return false;
+    while (sock_phase(sock) == SOCK_DECIDING && clock_ms() < deadline)
+        nanosleep(&moment, NULL);
+    return sock_phase(sock) != SOCK_DECIDING;
 }
 
 int switch_connect(int fd, const struct sockaddr *address, socklen_t length)
@@ -353,6 +381,7 @@ int switch_connect(int fd, const struct sockaddr *address, socklen_t length)
     struct endpoint remote;
     struct sock *sock = hold(fd);
     int saved = errno, result = 1;
+again:
     if (sock && sock_is_slow(sock, SLOW_CONNECTING))
         connecting_goes_on(sock);
     enum sock_phase phase = sock ? sock_phase(sock) : SOCK_FREE;
@@ -361,19 +390,29 @@ int switch_connect(int fd, const struct sockaddr *address, socklen_t length)
         sock_take_error(sock);
     if (error && !(error & CONNECT_CANCELLED))
         result = fail(error);
+    else if (phase == SOCK_DECIDING && await_decision(sock, fd))
+        goto again;
+    else if (phase == SOCK_DECIDING)
+        result = fail(EALREADY);
     else if (phase == SOCK_TCP && atomic_load_explicit(&sock->announce, memory_order_relaxed))
         result = atomic_exchange(&sock->announce, false) ? 0 : 1;
     else if (phase == SOCK_CONNECTED || phase == SOCK_CONNECTING)
         result = connect_again(&sock, fd, address, length);
-    else if (sock && destination(sock, address, length, &remote) && begin(sock)) {
-        int cancel;
-        pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
-        result = decide_connect(sock, fd, &remote);
-        pthread_setcancelstate(cancel, NULL);
-        if (result == COMPANION_IN_PROGRESS && !(real.fcntl(fd, F_GETFL, 0) & O_NONBLOCK))
-            result = await(&sock, fd);
-        else if (result == COMPANION_IN_PROGRESS || (result == 0 && sock->announce))
-            result = fail(EINPROGRESS);
+    else if (phase == SOCK_FRESH && destination(sock, fd, address, length, &remote)) {
+        if (begin(sock)) {
+            int cancel;
+            pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
+            deciding = sock;
+            result = decide_connect(sock, fd, &remote);
+            deciding = NULL;
+            pthread_setcancelstate(cancel, NULL);
+            if (result == COMPANION_IN_PROGRESS && !(real.fcntl(fd, F_GETFL, 0) & O_NONBLOCK))
+                result = await(&sock, fd);
+            else if (result == COMPANION_IN_PROGRESS || (result == 0 && sock->announce))
+                result = fail(EINPROGRESS);
+        } else if (sock_phase(sock) != SOCK_FRESH) {
+            goto again;                /* another thread was quicker */
+        }
     }
     if (result >= 0)
         errno = saved;
@@ -386,7 +425,7 @@ bool switch_fast_open(int fd, const struct sockaddr *address, socklen_t length, 
 {
     struct endpoint remote;
     struct sock *sock = hold(fd);
-    bool ours = sock && destination(sock, address, length, &remote) && begin(sock);
+    bool ours = sock && destination(sock, fd, address, length, &remote) && begin(sock);
     int saved = errno;
     *result = 1;
     if (ours) {

@@ -79,7 +79,7 @@ TWIN(every_error_at_once, "a",
             int client = app_socket(AF_INET, SOCK_STREAM | (nonblocking ? NONBLOCK : 0));
             here();
             app_connect(client, LOOPBACK, port_of(listener));
-            name_port("client", app_local(client));
+            name_tried("client");
             snprintf(text, sizeof text, "a.reach 127.0.0.1:server\n a.socket inet a1\n a.handle a1\n"
                      "a.bind a1 127.0.0.1:client\n a.connect a1 127.0.0.1:server = %s\n a.close a1\n a.unhandle a1",
                      strerrorname_np(error));
@@ -93,8 +93,18 @@ TWIN(every_error_at_once, "a",
             app_close(client);
         }
         int client = app_socket(AF_INET, SOCK_STREAM);   /* and where TCP fails, it is TCP's errno */
+        app_set(client, SOL_SOCKET, SO_KEEPALIVE, 1);
+        int again = dup(client), epfd = app_epoll();
+        app_add(epfd, again, EPOLLIN);
         check(app_connect(client, LOOPBACK, dead_port) == -1 && errno == ECONNREFUSED);
         app_error(client);
+        app_wait(epfd, 0);
+        app_get(client, SOL_SOCKET, SO_KEEPALIVE);
+        check(app_bind(again, "127.0.0.2", 0) == 0);   /* no companion has left it bound */
+        check(app_connect(client, LOOPBACK, port_of(listener)) == 0);
+        app_close(app_accept(listener));
+        close(epfd);
+        app_close(again);
         app_close(client);
     }
     app_close(dead);
@@ -278,7 +288,10 @@ TWIN(second_serves, "ab",
             app_set(client, SOL_SOCKET, SO_KEEPALIVE, 1);
             here();
             check(app_connect(client, LOOPBACK, port_of(listener)) == 0);
-            name_port("client", app_local(client));
+            if (worse)
+                name_tried("client");
+            else
+                name_port("client", app_local(client));
             snprintf(text, sizeof text, "%s\n b.reach 127.0.0.1:server\n b.socket inet b1\n b.handle b1\n"
                      "b.bind b1 127.0.0.1:client\n b.setsockopt b1 1 9 1\n b.connect b1 127.0.0.1:server%s", stages[i].calls,
                      worse ? " = EACCES\n b.close b1\n b.unhandle b1" : "\n b.detach b1\n b.unhandle b1");

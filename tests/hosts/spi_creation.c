@@ -608,7 +608,7 @@ TWIN(failing_to_connect, "a",
             set_two(client);
             here();
             check(app_connect(client, LOOPBACK, port_of(listener)) == 0);
-            name_port("own", app_local(client));
+            name_tried("own");
             snprintf(text, sizeof text, connecting[i].calls, strerrorname_np(errors[j]));
             called(text);
             served_by(client, 't');

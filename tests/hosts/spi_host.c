@@ -1,5 +1,6 @@
 /* What all cases share, and main(). */
 #include "spi_host.h"
+#include <limits.h>
 #include <arpa/inet.h>
 #include <dirent.h>
 #include <stdarg.h>
@@ -52,6 +53,17 @@ void name_port(const char *name, int port)
         fail_case("no port to name");
     ports[place] = (struct port_name){name, port};
     nports += place == nports;
+}
+
+void name_tried(const char *name)
+{
+    int port = INT_MAX;                /* nobody's, where nothing was tried */
+    const char *last = NULL;
+    for (const char *at = recorded(1u << CALL_BIND); (at = strchr(at, '<')); at++)
+        last = at;
+    if (last)
+        sscanf(last, "<%d>", &port);
+    name_port(name, port);
 }
 
 static const char *port_text(int port, char text[16])

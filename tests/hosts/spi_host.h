@@ -59,6 +59,8 @@ void fail_at(const char *file, int line, const char *format, ...) __attribute__(
 
 void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void name_port(const char *name, int port);
+/* The port that the last companion was bound to, which a socket that went on by TCP does not keep. */
+void name_tried(const char *name);
 /* Sets errno to something odd, and checks it after success. */
 #define CALLED(call, format, ...)                                                                                      \
     ({                                                                                                                 \

@@ -640,7 +640,10 @@ TWIN(late_results, "a",
                 app_error(client);
                 app_connect(client, LOOPBACK, port_of(listener));
                 app_connect(client, LOOPBACK, port_of(listener));
-                name_port("client", app_local(client));
+                if (error)
+                    name_tried("client");
+                else
+                    name_port("client", app_local(client));
                 app_peer(client);
                 served_by(client, error ? 't' : 'a');
                 snprintf(text, sizeof text, SETS_UP "a.complete a1 %s\n%s a1\n a.unhandle a1",
@@ -755,7 +758,10 @@ TWIN(late_second_serves, "ab",
             app_error(client);
             app_connect(client, LOOPBACK, port_of(listener));
             app_connect(client, LOOPBACK, port_of(listener));
-            name_port("client", app_local(client));
+            if (second < 2)
+                name_port("client", app_local(client));
+            else
+                name_tried("client");
             served_by(client, second < 2 ? 'b' : 't');
             snprintf(text, sizeof text, SETS_UP "a.complete a1 ETIMEDOUT\n a.close a1\n a.unhandle a1\n"
                      "b.reach 127.0.0.1:server\n b.socket inet b1\n b.handle b1\n b.bind b1 127.0.0.1:client%s\n%s",
