@@ -154,6 +154,22 @@ def test_connect_to_wildcard(world: World) -> None:
     assert world.server.getsockname(accepted) == (LOOPBACK, address[1])
 
 
+@pytest.mark.parametrize("bound", ["127.0.0.1", "127.0.0.9"])
+def test_connect_to_wildcard_from_an_address(world: World, bound: str) -> None:
+    """T1: 0.0.0.0 is the socket's own address where it has one: a listener on another is not reached."""
+    listener, address = world.listener()
+    fd = world.client.socket()
+    assert world.client.bind(fd, (bound, 0)) == 0
+    if bound == address[0]:
+        assert world.client.connect(fd, ("0.0.0.0", address[1])) == 0
+        accepted, _ = world.server.accept(listener)
+        world.proves(fd, accepted)
+    else:
+        assert world.client.connect(fd, ("0.0.0.0", address[1])) == "ECONNREFUSED"
+        world.tcp_only()
+
+
+
 def test_disconnect(world: World) -> None:
     """T1, S20: connect(AF_UNSPEC) ends the connection, and the socket can connect again."""
     client, server = world.client, world.server
