@@ -355,6 +355,8 @@ int hook_pselect(int count, fd_set *in, fd_set *out, fd_set *except, const struc
 int hook_epoll_ctl(int epfd, int operation, int fd, struct epoll_event *event)
 {
     struct sock *sock = fdtable_peek(fd);
+    if (sock && sock_phase(sock) == SOCK_CONNECTED)
+        atomic_store_explicit(&sock->in_epoll, true, memory_order_relaxed);
     if (!sock || sock_phase(sock) == SOCK_TCP || sock_phase(sock) == SOCK_CONNECTED || lifecycle_borrowed())
         return real.epoll_ctl(epfd, operation, fd, event);
     return readiness_epoll_ctl(sock, epfd, operation, fd, event);

@@ -1,6 +1,7 @@
 /* Owns nothing. Async-signal-safe, runs after fork; errno is touched on failure only. */
 #include "data.h"
 #include "connecting.h"
+#include "lifecycle.h"
 #include "sandbox.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -14,11 +15,23 @@ static int native_flags(int flags)
     return (flags & ~IGNORED_BY_TCP_SEND) | (sandbox_closed ? 0 : MSG_NOSIGNAL);
 }
 
-/* A reset by the peer is ECONNRESET once, without a signal; the kernel says EPIPE at once for AF_UNIX. */
-static ssize_t sent(int fd, ssize_t result, int flags)
+/* Has the peer only stopped reading? TCP takes what is sent to it all the same. A process that shares the socket may have
+ * ended its sending, which looks the same. */
+static bool peer_ignores(const struct sock *sock, int fd)
 {
-    if (result >= 0 || errno != EPIPE || sandbox_closed)
-        return result;
+    struct pollfd look = {fd, POLLRDHUP, 0};
+    return !sock->shut_write && sock->fork_count == lifecycle_forks() && real.poll(&look, 1, 0) == 0;
+}
+
+/* A reset by the peer is ECONNRESET once, without a signal; the kernel says EPIPE at once for AF_UNIX. */
+static ssize_t not_sent(const struct sock *sock, int fd, size_t size, int flags, int saved)
+{
+    if (errno != EPIPE || sandbox_closed)
+        return -1;
+    if (peer_ignores(sock, fd)) {
+        errno = saved;
+        return (ssize_t)size;
+    }
     int pending = 0;
     socklen_t length = sizeof pending;
     if (real.getsockopt(fd, SOL_SOCKET, SO_ERROR, &pending, &length) == 0 && pending == ECONNRESET) {
@@ -69,7 +82,14 @@ static ssize_t send_message(struct sock *sock, int fd, const struct msghdr *mess
             return real.sendmsg(fd, message, flags);
     }
     const struct wsp_mover *mover = sock->moving.mover;
-    return sent(fd, mover ? mover->send(sock->moving.state, fd, message, native) : real.sendmsg(fd, message, native), flags);
+    int saved = errno;
+    ssize_t result = mover ? mover->send(sock->moving.state, fd, message, native) : real.sendmsg(fd, message, native);
+    if (result >= 0)
+        return result;
+    size_t size = 0;
+    for (size_t i = 0; errno == EPIPE && i < message->msg_iovlen; i++)
+        size += message->msg_iov[i].iov_len;
+    return not_sent(sock, fd, size, flags, saved);
 }
 
 ssize_t data_send(struct sock *sock, int fd, const void *buffer, size_t size, int flags)
@@ -78,7 +98,9 @@ ssize_t data_send(struct sock *sock, int fd, const void *buffer, size_t size, in
         struct iovec part = {(void *)buffer, size};
         return send_message(sock, fd, &(struct msghdr){.msg_iov = &part, .msg_iovlen = 1}, flags);
     }
-    return sent(fd, real.send(fd, buffer, size, native_flags(flags)), flags);
+    int saved = errno;
+    ssize_t result = real.send(fd, buffer, size, native_flags(flags));
+    return result >= 0 ? result : not_sent(sock, fd, size, flags, saved);
 }
 
 /* A sandbox knows the calls that the program makes: no other takes their place there. */

@@ -54,6 +54,7 @@ struct sock {
     uint8_t family;                    /* AF_INET or AF_INET6 */
     uint8_t role;                      /* ROW_* of stats.h */
     bool bound, port_is_ours, shut_write;
+    _Atomic bool in_epoll;             /* a connection that was registered with one at some time */
     _Atomic bool announce;             /* connect() has yet to say 0 once */
     bool nonblocking;                  /* a listener: the program's view of O_NONBLOCK */
     uint16_t served;                   /* a listener: its byte on the page of companion.c */

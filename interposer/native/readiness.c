@@ -177,8 +177,10 @@ void readiness_after_swap(struct sock *sock, bool keep)
 {
     for (int i = 0; i < sock->nregistrations; i++) {
         struct sock_registration *registration = &sock->registrations[i];
-        if (registration->epfd >= 0)
+        if (registration->epfd >= 0) {
             add(registration->epfd, registration->fd, registration->events, registration->data);
+            atomic_store_explicit(&sock->in_epoll, true, memory_order_relaxed);
+        }
         if (!keep)
             registration->epfd = -1;   /* from here on the kernel knows it all */
     }

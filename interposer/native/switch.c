@@ -11,6 +11,7 @@
 #include "ports.h"
 #include "readiness.h"
 #include "reasons.h"
+#include "sleepers.h"
 #include "stats.h"
 #include "trace.h"
 #include <errno.h>
@@ -743,6 +744,7 @@ static struct sock *adopt_native(int fd)
         struct sock *sock = fdtable_new(fd, v6 ? AF_INET6 : AF_INET, SOCK_DECIDING);
         if (!sock)
             return NULL;
+        sock->fork_count = ~0u;        /* shared, as far as anybody knows */
         sock->local = local;
         sock->remote = peer;
         sock->role = end ? ROW_ACCEPT : ROW_CONNECT;
@@ -822,8 +824,11 @@ int switch_shutdown(int fd, int how)
     } else if (sock_phase(sock) == SOCK_CONNECTED) {
         if (is_over(sock, fd)) {
             result = fail(ENOTCONN);
-        } else if (how == SHUT_RD && !sock->shut_write) {   /* told to the kernel, it would give the peer EPIPE */
-            result = 0;
+        } else if (how == SHUT_RD && !sock->shut_write) {
+            /* Told to the kernel, it ends the peer's sending too, so it is told only where an event has to be seen. */
+            atomic_fetch_or(&sock->slow, SLOW_SHUT_READ);
+            bool seen = sock->in_epoll || (!sandbox_closed && sleepers_wait_for(sock));
+            result = seen ? real.shutdown(fd, SHUT_RD) : 0;
         } else {
             result = real.shutdown(fd, sock_is_slow(sock, SLOW_SHUT_READ) && how == SHUT_WR ? SHUT_RDWR : how);
         }

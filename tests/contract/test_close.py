@@ -63,6 +63,40 @@ def test_shutdown_read(world: World) -> None:
     client.poll([(fd, ALL)], 0)
 
 
+@pytest.mark.parametrize("waits", ["recv", "read", "poll", "select", "epoll", "no one"])
+def test_shutdown_read_is_seen(world: World, waits: str) -> None:
+    """T9, T2: SHUT_RD in one thread wakes another's recv or poll, and shows in an epoll; the peer may go on sending, and is not told."""
+    client, server = world.client, world.server
+    fd, accepted = world.pair()
+    worker = server.thread("worker")
+    epfd = server.epoll_create()
+    if waits in ("epoll", "no one"):
+        server.epoll_ctl(epfd, 1, accepted, select.EPOLLIN | select.EPOLLRDHUP)
+    pending = {
+        "recv": lambda: worker.start_recv(accepted, 5),
+        "read": lambda: worker.start_recv(accepted, 5, call="read"),
+        "poll": lambda: worker.start_poll([(accepted, select.POLLIN | select.POLLRDHUP)], 5000),
+        "select": lambda: worker.start_select(accepted + 1, [accepted], timeout=5.0),
+        "epoll": lambda: worker.start_epoll_wait(epfd, 5000),
+        "no one": lambda: None,
+    }[waits]()
+    assert not pending or pending.blocks()
+    assert server.shutdown(accepted, socket.SHUT_RD) == 0
+    if pending:
+        pending.result(2)
+    server.epoll_wait(epfd, 0)
+    assert server.recv(accepted, 5) == b""
+    assert server.send(accepted, b"still") == 5
+    assert client.recv(fd, 10) == b"still"
+    for _ in range(3):
+        assert client.send(fd, b"more") == 4
+        assert client.write(fd, b"more") == 4
+        assert client.sendmsg(fd, [b"mo", b"re"]) == 4
+    client.poll([(fd, ALL)], 0)
+    server.shutdown(accepted, socket.SHUT_WR)
+    assert client.recv(fd, 10) == b""
+
+
 def test_shutdown_both_wakes(world: World) -> None:
     """T9: SHUT_RDWR in one thread wakes another's recv."""
     client, server = world.client, world.server
