@@ -108,7 +108,7 @@ static ssize_t netlink_ask(int protocol, void *request, size_t length, void *ans
             return -EPROTO;
         if (header->nlmsg_type == NLMSG_ERROR) {
             struct nlmsgerr *error = NLMSG_DATA(header);
-            return error->error ? error->error : -EPROTO;
+            return header->nlmsg_len >= NLMSG_LENGTH(sizeof error->error) && error->error < 0 ? error->error : -EPROTO;
         }
     }
     return got;

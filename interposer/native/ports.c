@@ -28,7 +28,7 @@ struct range {
     uint16_t first, last;
 };
 
-static _Atomic(struct range) upper = {46884, 60999};
+static _Atomic uint32_t upper = 60999u << 16 | 46884;   /* the last and the first, as IP_LOCAL_PORT_RANGE has them */
 static struct range reserved[RESERVED];
 static int nreserved;                  /* -1: not known, or too many */
 static int64_t until;                  /* what is known holds so long */
@@ -77,8 +77,14 @@ static void learn(void)
     struct range whole;
     nreserved = read_ranges("/proc/sys/net/ipv4/ip_local_reserved_ports", reserved, RESERVED, '-');
     if (read_ranges("/proc/sys/net/ipv4/ip_local_port_range", &whole, 1, '\t') == 1 && whole.first < whole.last)
-        upper = (struct range){(uint16_t)(whole.first + (whole.last - whole.first) / 2), whole.last};
+        upper = (uint32_t)whole.last << 16 | (uint32_t)(whole.first + (whole.last - whole.first) / 2);
     until = clock_coarse_ms() + LIFETIME_MS;
+}
+
+static struct range upper_half(void)
+{
+    uint32_t both = upper;
+    return (struct range){(uint16_t)both, (uint16_t)(both >> 16)};
 }
 
 /* Another one each time, and in each process; 0: the kernel is to choose. */
@@ -88,7 +94,7 @@ static uint16_t choose(struct range *half)
         return 0;
     if (until < clock_coarse_ms())
         learn();
-    *half = upper;
+    *half = upper_half();
     bool known = nreserved >= 0 && !lifecycle_moved;
     uint32_t start = seed;
     if (!start) {
@@ -158,7 +164,7 @@ int ports_bind(struct sock *sock, int fd, const struct endpoint *source, struct 
         return 0;
     if (clock_coarse_ms() < atomic_load_explicit(&no_port_until, memory_order_relaxed))
         return -REASON_NO_PORT;
-    struct range half = upper;
+    struct range half = upper_half();
     bool bound = false;
     /* With reuse a port that another such client holds would not be refused; the kernel's own choice shares none. */
     bool shares = options_find(sock, SOL_SOCKET, SO_REUSEADDR) || options_find(sock, SOL_SOCKET, SO_REUSEPORT);
