@@ -334,11 +334,15 @@ int hook_ppoll(struct pollfd *fds, nfds_t count, const struct timespec *timeout,
 
 int hook_select(int count, fd_set *in, fd_set *out, fd_set *except, struct timeval *timeout)
 {
-    if (!readiness_selects(count, in, out, except))
+    if (count > FD_SETSIZE)
+        count = readiness_select_bound(count);
+    if (!readiness_selects(count, in, out, except) || (timeout && (timeout->tv_sec < 0 || timeout->tv_usec < 0)))
         return real.select(count, in, out, except, timeout);
     if (!timeout)
         return readiness_select(count, in, out, except, NULL, NULL);
-    struct timespec limit = {timeout->tv_sec + timeout->tv_usec / 1000000, timeout->tv_usec % 1000000 * 1000};
+    struct timespec limit = {0, timeout->tv_usec % 1000000 * 1000};
+    if (__builtin_add_overflow(timeout->tv_sec, timeout->tv_usec / 1000000, &limit.tv_sec))
+        limit.tv_sec = INT64_MAX;
     int result = readiness_select(count, in, out, except, &limit, NULL);
     *timeout = (struct timeval){limit.tv_sec, limit.tv_nsec / 1000};
     return result;
@@ -346,6 +350,8 @@ int hook_select(int count, fd_set *in, fd_set *out, fd_set *except, struct timev
 
 int hook_pselect(int count, fd_set *in, fd_set *out, fd_set *except, const struct timespec *timeout, const sigset_t *mask)
 {
+    if (count > FD_SETSIZE)
+        count = readiness_select_bound(count);
     if (!readiness_selects(count, in, out, except))
         return real.pselect(count, in, out, except, timeout, mask);
     struct timespec limit = timeout ? *timeout : (struct timespec){0};   /* pselect leaves the program's as it is */

@@ -6,11 +6,14 @@
 #include "companion.h"
 #include "lifecycle.h"
 #include "reasons.h"
+#include "sandbox.h"
 #include "stats.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 /* --- the private epoll --- */
@@ -28,7 +31,8 @@ int readiness_private_epoll(struct sock *sock, int fd)
     int fresh = hidden_fd(epoll_create1(EPOLL_CLOEXEC));
     if (fresh < 0)
         return -EMFILE;
-    int error = add(fresh, fd, EPOLLIN | EPOLLEXCLUSIVE, 0);
+    int error = sock_phase(sock) == SOCK_CONNECTED ? add(fresh, fd, EPOLLPRI | EPOLLET, 0)
+                                                   : add(fresh, fd, EPOLLIN | EPOLLEXCLUSIVE, 0);
     for (int i = 0; !error && i < sock->ncompanions; i++)
         error = add(fresh, companion_poll_fd(sock, i), EPOLLIN | EPOLLEXCLUSIVE, (uint64_t)i + 1);
     if (error || !sock_lock(sock)) {
@@ -361,20 +365,48 @@ int readiness_epoll_ctl(struct sock *sock, int epfd, int operation, int fd, stru
 /* --- poll --- */
 
 #define LONG_WAIT_S 1000000000l
+#define MANY 1024                      /* descriptors in one call */
+/* What the hang-up of an AF_UNIX socket never comes without. */
+#define WITH_HANG_UP (POLLIN | POLLRDNORM | POLLRDHUP | POLLOUT | POLLWRNORM | POLLWRBAND)
 
-/* A listener's private epoll in its place, or fd itself. */
-static int stand_in(int fd)
+/* Nothing that TCP would show: the peer has closed, and the program has asked for neither direction. */
+static bool only_hangs_up(const struct sock *sock, const struct pollfd *entry)
 {
-    struct sock *sock = fdtable_peek(fd);
-    if (!sock || sock_phase(sock) != SOCK_LISTENING)
-        return fd;
-    sock = fdtable_get(fd);
+    struct pollfd look = {entry->fd, entry->events, 0};
+    return !sock->shut_write && real.poll(&look, 1, 0) == 1 && look.revents == POLLHUP;
+}
+
+/* A hang-up that is not to be shown would end every wait. An epoll that has told of it waits for what comes after. */
+static int past_hang_up(struct sock *sock, const struct pollfd *entry)
+{
+    struct epoll_event told;
+    int private = only_hangs_up(sock, entry) ? readiness_private_epoll(sock, entry->fd) : -1;
+    if (private < 0)
+        return entry->fd;
+    while (epoll_wait(private, &told, 1, 0) > 0)
+        ;
+    return only_hangs_up(sock, entry) ? private : entry->fd;
+}
+
+/* Who waits in the place of a descriptor: a private epoll of a listener, or of a connection that hung up; else itself. */
+static int stand_in(const struct pollfd *entry)
+{
+    struct sock *sock = fdtable_peek(entry->fd);
+    enum sock_phase phase = sock ? sock_phase(sock) : SOCK_FREE;
+    if (phase != SOCK_LISTENING && (phase != SOCK_CONNECTED || entry->events & WITH_HANG_UP))
+        return entry->fd;
+    sock = fdtable_get(entry->fd);
     if (!sock)
-        return fd;
-    int private = sock_phase(sock) == SOCK_LISTENING ? readiness_private_epoll(sock, fd) : -1;
-    companion_mark_served(sock);
+        return entry->fd;
+    int via = -1;
+    if (sock_phase(sock) == SOCK_LISTENING) {
+        via = readiness_private_epoll(sock, entry->fd);
+        companion_mark_served(sock);
+    } else if (sock_phase(sock) == SOCK_CONNECTED) {
+        via = past_hang_up(sock, entry);
+    }
     sock_put(sock);
-    return private < 0 ? fd : private;
+    return via < 0 ? entry->fd : via;
 }
 
 static bool is_listener(int fd)
@@ -390,30 +422,28 @@ static bool is_shut(int fd)
     return sock && sock_is_slow(sock, SLOW_SHUT_READ);
 }
 
-/* The kernel adds POLLHUP when the peer of an AF_UNIX socket has closed; TCP only when both directions are shut. Where
- * nothing else is shown it stays, unless the call does not wait: it could not go on waiting without it. */
-static int mask_hangups(struct pollfd *fds, nfds_t count, int ready, bool waits)
+/* The kernel adds POLLHUP when the peer of an AF_UNIX socket has closed; TCP only when both directions are shut. */
+static short without_hang_up(int fd, short events)
 {
-    for (nfds_t i = 0; i < count; i++) {
-        if (!(fds[i].revents & (POLLHUP | POLLERR)))
-            continue;
-        struct sock *sock = fdtable_companion(fds[i].fd);
-        if (sock && sock_phase(sock) == SOCK_CONNECTING)
-            continue;
-        if (sock && fds[i].revents & POLLERR)
-            sock->shut_write = true;   /* reset: both directions have ended */
-        if (!sock || sock->shut_write || (waits && fds[i].revents == POLLHUP))
-            continue;
-        fds[i].revents &= (short)~POLLHUP;
-        ready -= !fds[i].revents;
-    }
-    return ready;
+    struct sock *sock = events & (POLLHUP | POLLERR) ? fdtable_companion(fd) : NULL;
+    if (!sock || sock_phase(sock) == SOCK_CONNECTING)
+        return events;
+    if (events & POLLERR)
+        sock->shut_write = true;       /* reset: both directions have ended */
+    return sock->shut_write ? events : events & (short)~POLLHUP;
 }
 
 /* What the kernel shows is the truth, or shows a hang-up too many, or is not all. */
 enum { KERNEL_ALONE, KERNEL_MASKED, KERNEL_HELPED };
 
-static inline unsigned needs(int fd)
+/* What the kernel refuses may be more than the program's memory holds. */
+static bool is_too_many(nfds_t count)
+{
+    struct rlimit limit;
+    return getrlimit(RLIMIT_NOFILE, &limit) == 0 && count > limit.rlim_cur;
+}
+
+static inline unsigned needs(int fd, short events)
 {
     struct sock *sock = fdtable_peek(fd);
     if (!sock)
@@ -421,7 +451,9 @@ static inline unsigned needs(int fd)
     switch (sock_phase(sock)) {
     case SOCK_LISTENING: return KERNEL_HELPED;
     case SOCK_CONNECTED:
-    case SOCK_CONNECTING: return sock_is_slow(sock, SLOW_SHUT_READ | SLOW_CONNECTING) ? KERNEL_HELPED : KERNEL_MASKED;
+    case SOCK_CONNECTING:
+        return sock_is_slow(sock, SLOW_SHUT_READ | SLOW_CONNECTING) || !(events & WITH_HANG_UP) ? KERNEL_HELPED
+                                                                                                : KERNEL_MASKED;
     default: return atomic_load_explicit(&sock->connect_error, memory_order_relaxed) ? KERNEL_HELPED : KERNEL_ALONE;
     }
 }
@@ -429,8 +461,10 @@ static inline unsigned needs(int fd)
 static inline unsigned most_needed(const struct pollfd *fds, nfds_t count)
 {
     unsigned most = KERNEL_ALONE;
+    if (count > MANY && is_too_many(count))
+        return most;
     for (nfds_t i = 0; i < count; i++) {
-        unsigned need = needs(fds[i].fd);
+        unsigned need = needs(fds[i].fd, fds[i].events);
         most = need > most ? need : most;
     }
     return most;
@@ -451,11 +485,18 @@ static short shown(struct pollfd *entry, int via, short events)
         events |= entry->events & ended;
     if (sock && atomic_load_explicit(&sock->connect_error, memory_order_relaxed))
         events |= POLLERR | POLLHUP;   /* the kernel has told the switch */
-    return events;
+    return without_hang_up(entry->fd, events);
+}
+
+static bool is_timeout(const struct timespec *time)
+{
+    return time->tv_sec >= 0 && time->tv_nsec >= 0 && time->tv_nsec < 1000000000;
 }
 
 static int poll_with_help(struct pollfd *fds, nfds_t count, const struct timespec *timeout, const sigset_t *mask)
 {
+    if (timeout && !is_timeout(timeout))
+        return real.ppoll(fds, count, timeout, mask);
     struct pollfd few[64], *copy = few;
     size_t size = count * sizeof *fds;
     if (count > sizeof few / sizeof *few) {
@@ -473,18 +514,18 @@ static int poll_with_help(struct pollfd *fds, nfds_t count, const struct timespe
     do {                               /* until there is something to show: who stood in may have been woken to go */
         bool some = false;
         for (nfds_t i = 0; i < count; i++) {
-            int via = stand_in(fds[i].fd);
+            int via = stand_in(&fds[i]);
             copy[i] = fds[i];
             copy[i].fd = via;
             if (via != fds[i].fd)
-                copy[i].events = fds[i].events & (POLLIN | POLLRDNORM);
+                copy[i].events = is_listener(fds[i].fd) ? fds[i].events & (POLLIN | POLLRDNORM) : POLLIN;
             some |= shown(&fds[i], fds[i].fd, 0) != 0;
         }
         result = real.ppoll(copy, count, some ? &at_once : timeout ? &left : NULL, mask);
         saved = errno;
         ready = 0;
-        for (nfds_t i = 0; result >= 0 && i < count; i++) {
-            fds[i].revents = shown(&fds[i], copy[i].fd, copy[i].revents);
+        for (nfds_t i = 0; (result >= 0 || saved == EINTR) && i < count; i++) {
+            fds[i].revents = result < 0 ? 0 : shown(&fds[i], copy[i].fd, copy[i].revents);
             ready += fds[i].revents != 0;
         }
         int64_t rest = deadline - clock_ns(CLOCK_MONOTONIC);
@@ -496,13 +537,26 @@ static int poll_with_help(struct pollfd *fds, nfds_t count, const struct timespe
     return result < 0 ? result : ready;
 }
 
+/* A hang-up that came without anything else stays where the call was to wait for something. */
+static int mask_hang_ups(struct pollfd *fds, nfds_t count, int ready, bool waits)
+{
+    for (nfds_t i = 0; ready > 0 && i < count; i++) {
+        short events = without_hang_up(fds[i].fd, fds[i].revents);
+        if (events == fds[i].revents || (!events && waits))
+            continue;
+        fds[i].revents = events;
+        ready -= !events;
+    }
+    return ready;
+}
+
 int readiness_ppoll(struct pollfd *fds, nfds_t count, const struct timespec *timeout, const sigset_t *mask)
 {
     unsigned need = most_needed(fds, count);
-    if (need == KERNEL_ALONE)
-        return real.ppoll(fds, count, timeout, mask);
-    int result = need == KERNEL_HELPED ? poll_with_help(fds, count, timeout, mask) : real.ppoll(fds, count, timeout, mask);
-    return result > 0 ? mask_hangups(fds, count, result, !timeout || timeout->tv_sec || timeout->tv_nsec) : result;
+    if (need == KERNEL_HELPED)
+        return poll_with_help(fds, count, timeout, mask);
+    int result = real.ppoll(fds, count, timeout, mask);
+    return need == KERNEL_ALONE ? result : mask_hang_ups(fds, count, result, !timeout || timeout->tv_sec || timeout->tv_nsec);
 }
 
 int readiness_poll(struct pollfd *fds, nfds_t count, int timeout)
@@ -510,14 +564,12 @@ int readiness_poll(struct pollfd *fds, nfds_t count, int timeout)
     unsigned need = most_needed(fds, count);
     if (need == KERNEL_ALONE)
         return real.poll(fds, count, timeout);
-    int result;
     if (need == KERNEL_HELPED) {
         struct timespec limit = {timeout / 1000, timeout % 1000 * 1000000L};
-        result = poll_with_help(fds, count, timeout < 0 ? NULL : &limit, NULL);
-    } else {
-        result = real.poll(fds, count, timeout);
+        return poll_with_help(fds, count, timeout < 0 ? NULL : &limit, NULL);
     }
-    return result > 0 ? mask_hangups(fds, count, result, timeout != 0) : result;
+    int result = real.poll(fds, count, timeout);
+    return mask_hang_ups(fds, count, result, timeout != 0);
 }
 
 /* --- select --- */
@@ -529,13 +581,56 @@ static unsigned long word(const fd_set *set, int index)
     return set ? ((const unsigned long *)(const void *)set)[index] : 0;
 }
 
+/* Has the program any descriptor among these numbers? */
+static bool has_descriptors(int first, int last)
+{
+    struct pollfd look[256];
+    while (first < last) {
+        int count = 0;
+        for (; count < (int)(sizeof look / sizeof *look) && first < last; first++)
+            if (!hidden_is(first))
+                look[count++] = (struct pollfd){first, 0, 0};
+        if (real.poll(look, (nfds_t)count, 0) < 0)
+            return false;
+        while (count--)
+            if (!(look[count].revents & POLLNVAL))
+                return true;
+    }
+    return false;
+}
+
+static _Atomic bool looked_up;
+
+/* Numbers are given lowest first, so that a higher one is found from the next power of two; but for dup2(). */
+void readiness_high_number(void)
+{
+    looked_up = false;
+}
+
+int readiness_select_bound(int count)
+{
+    static _Atomic int places = FD_SETSIZE;
+    int bound = places;
+    bool all = !looked_up, grown = true;
+    if (!lifecycle_active || sandbox_closed)
+        return lifecycle_active && count > bound ? bound : count;
+    looked_up = true;
+    for (int from = bound, to; from < count && (all || grown); from = to) {
+        to = from <= INT_MAX / 2 ? from * 2 : INT_MAX;
+        grown = has_descriptors(from, to < count ? to : count);
+        if (grown)
+            places = bound = to;
+    }
+    return count < bound ? count : bound;
+}
+
 bool readiness_selects(int count, const fd_set *in, const fd_set *out, const fd_set *except)
 {
     for (int first = 0; first < count; first += WORD_BITS) {
         unsigned long bits = word(in, first / WORD_BITS) | word(out, first / WORD_BITS) | word(except, first / WORD_BITS);
         for (; bits; bits &= bits - 1) {
             int fd = first + __builtin_ctzl(bits);
-            if (fd < count && needs(fd) == KERNEL_HELPED)
+            if (fd < count && needs(fd, WITH_HANG_UP) == KERNEL_HELPED)
                 return true;
         }
     }
@@ -577,31 +672,35 @@ int readiness_select(int count, fd_set *in, fd_set *out, fd_set *except, struct 
         if (events)
             fds[used++] = (struct pollfd){fd, events, 0};
     }
-    struct timespec start, now, *limit = timeout;
-    if (timeout)
-        clock_gettime(CLOCK_MONOTONIC, &start);
-    int result = readiness_ppoll(fds, used, limit, mask), saved = errno;
-    if (timeout) {                     /* Linux tells how much time was left */
-        clock_gettime(CLOCK_MONOTONIC, &now);
-        int64_t left = (timeout->tv_sec - (now.tv_sec - start.tv_sec)) * 1000000000ll + timeout->tv_nsec -
-                       (now.tv_nsec - start.tv_nsec);
-        if (left < 0)
-            left = 0;
-        *timeout = (struct timespec){left / 1000000000, left % 1000000000};
+    int64_t start = timeout ? clock_ns(CLOCK_MONOTONIC) : 0;
+    int result = readiness_ppoll(fds, used, timeout, mask), saved = errno;
+    if (timeout && is_timeout(timeout)) {   /* Linux tells how much time was left */
+        int64_t passed = clock_ns(CLOCK_MONOTONIC) - start;
+        timeout->tv_sec -= passed / 1000000000;
+        timeout->tv_nsec -= passed % 1000000000;
+        if (timeout->tv_nsec < 0) {
+            timeout->tv_sec--;
+            timeout->tv_nsec += 1000000000;
+        }
+        if (timeout->tv_sec < 0)
+            *timeout = (struct timespec){0};
     }
+    for (nfds_t i = 0; i < used && result >= 0; i++)
+        if (fds[i].revents & POLLNVAL) {
+            result = -1;
+            saved = EBADF;
+        }
     if (result >= 0) {
         result = 0;
         for (nfds_t i = 0; i < used; i++) {
             short events = fds[i].revents;
-            if (events & POLLNVAL) {
-                result = -1;
-                saved = EBADF;
-                break;
-            }
             result += keep(in, fds[i].fd, events & (POLLIN | POLLRDNORM | POLLRDBAND | POLLHUP | POLLERR));
             result += keep(out, fds[i].fd, events & (POLLOUT | POLLWRNORM | POLLWRBAND | POLLERR));
             result += keep(except, fds[i].fd, events & POLLPRI);
         }
+        /* The kernel writes whole words. */
+        for (int fd = count; fd % WORD_BITS; fd++)
+            keep(in, fd, false), keep(out, fd, false), keep(except, fd, false);
     }
     if (fds != few)
         munmap(fds, size);

@@ -11,6 +11,10 @@ int readiness_poll(struct pollfd *fds, nfds_t count, int timeout);
 int readiness_select(int count, fd_set *in, fd_set *out, fd_set *except, struct timespec *timeout, const sigset_t *mask);
 /* Does any of these sets hold a listener with companions? */
 bool readiness_selects(int count, const fd_set *in, const fd_set *out, const fd_set *except);
+/* As far as the kernel would look at such sets without hidden descriptors: it reads as many bits as its table of descriptors
+ * has places, however large an fd_set is. For counts above FD_SETSIZE. */
+int readiness_select_bound(int count);
+void readiness_high_number(void);      /* the program has chosen a number above FD_SETSIZE */
 int readiness_epoll_ctl(struct sock *sock, int epfd, int operation, int fd, struct epoll_event *event);
 
 /* Around the exchange of the file under a socket's descriptors: takes all registrations out, and puts them in again;

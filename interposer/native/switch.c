@@ -830,10 +830,12 @@ int switch_shutdown(int fd, int how)
             bool seen = sock->in_epoll || (!sandbox_closed && sleepers_wait_for(sock));
             result = seen ? real.shutdown(fd, SHUT_RD) : 0;
         } else {
+            bool before = sock->shut_write;
+            sock->shut_write |= how == SHUT_WR || how == SHUT_RDWR;   /* first: whom the kernel wakes looks at it */
             result = real.shutdown(fd, sock_is_slow(sock, SLOW_SHUT_READ) && how == SHUT_WR ? SHUT_RDWR : how);
+            if (result < 0)
+                sock->shut_write = before;
         }
-        if (result == 0 && how != SHUT_RD)
-            sock->shut_write = true;
         if (result == 0 && how != SHUT_WR)
             atomic_fetch_or(&sock->slow, SLOW_SHUT_READ);
     } else {
@@ -919,6 +921,8 @@ static void duplicated(int from, int to)
 {
     if (to < 0 || from == to || lifecycle_borrowed())
         return;
+    if (to >= FD_SETSIZE)
+        readiness_high_number();
     struct sock *sock = fdtable_get(from);
     if (!sock) {
         fdtable_drop(to);

@@ -3,9 +3,10 @@ from __future__ import annotations
 import select
 import signal
 import socket
+import struct
 
 import pytest
-from puppet import Pending
+from puppet import Buffer, Pending
 from world import LOOPBACK, World
 
 IN, OUT, PRI, RDHUP, RDNORM, RDBAND = select.POLLIN, select.POLLOUT, select.POLLPRI, 0x2000, 0x40, 0x80
@@ -187,3 +188,111 @@ def test_poll_then_accept_in_turn(world: World) -> None:
         client.send(fd, b"%d" % n)
         assert server.poll([(listener, IN), (accepted, IN)], 2000) == (1, ["0", "IN"])
         assert server.recv(accepted, 5) == b"%d" % n
+
+
+@pytest.mark.parametrize("events", [0, PRI])
+def test_neither_direction_asked(world: World, events: int) -> None:
+    """T2: after the peer's close poll shows no hang-up, and waits on, until the program's own direction ends too."""
+    client, server = world.client, world.server
+    fd, accepted = world.pair()
+    worker = client.thread("worker")
+    before = worker.start_poll([(fd, events)], 3000)
+    assert before.blocks()
+    server.close(accepted)
+    assert before.blocks()
+    for timeout in (0, 30):
+        client.poll([(fd, events)], timeout)
+        client.poll([(fd, events)], timeout, "ppoll")
+        client.poll([(2, 0), (fd, events), (-1, 0)], timeout)
+    after = client.thread("other").start_poll([(fd, events)], 3000)
+    assert after.blocks()
+    client.shutdown(fd, socket.SHUT_WR)
+    assert before.result() == after.result() == (1, ["HUP"])
+    client.poll([(fd, events)], 30)
+
+
+def wide(*fds: int, fill: int = 0) -> Buffer:
+    """A set for select() beyond FD_SETSIZE; `fill` is what stands behind an ordinary fd_set."""
+    data = bytearray(128) + bytearray([fill]) * 2432
+    for fd in fds:
+        data[fd // 8] |= 1 << fd % 8
+    return Buffer(bytes(data))
+
+
+@pytest.mark.parametrize("way", ["select", "pselect"])
+def test_select_beyond_its_set(world: World, way: str) -> None:
+    """T2: counts beyond FD_SETSIZE reach as far as the program's own descriptors do; what lies behind an fd_set is
+    neither read nor written."""
+    server, client = world.server, world.client
+    listener, address = world.listener()
+    fd = client.socket()
+    client.connect(fd, address)
+    server.poll([(listener, IN)], 2000)
+    at_once = Buffer(bytes(16))
+
+    def select_in(*fds: int, fill: int = 0) -> bytes:
+        answer = server.raw(way, 20000, wide(*fds, fill=fill), None, None, at_once, None)
+        seen = sorted(each for each in range(8 * 128 if fill else 20000) if answer.memory[0][each // 8] >> each % 8 & 1)
+        server.note(way, f"{fds}, {fill}", (answer.value, seen, answer.memory[0][128:140].hex()))
+        return answer.memory[0]
+
+    assert select_in(listener, fill=0xA5)[128:] == b"\xa5" * 2432
+    assert select_in(2, fill=0xA5)[128:] == b"\xa5" * 2432
+    assert server.dup2(listener, 3000) == 3000
+    select_in(3000)
+    select_in(3000, listener)
+    select_in(3000, 3001)
+    select_in(3000, 9000)
+    accepted, _ = server.accept(3000)
+    world.proves(fd, accepted)
+    select_in(3000)
+
+
+def test_select_errors(world: World) -> None:
+    """T2, T12: with a listener among them, sets and timeouts come back as from the kernel, on errors too."""
+    server, client = world.server, world.client
+    listener, address = world.listener()
+    fd = client.socket()
+    client.connect(fd, address)
+    server.poll([(listener, IN)], 2000)
+    for count, read, seconds, fraction in (
+        (listener + 1, [listener, 50], 0, 0),
+        (61, [listener, 60], 5, 0),
+        (listener + 1, [listener, 60, 70], 5, 0),
+        (listener + 1, [listener], -1, 5),
+        (listener + 1, [listener], 0, -5),
+        (listener + 1, [listener], 0, 2_500_000),
+        (listener + 1, [listener], 1 << 62, 1_500_000_000),
+        (listener + 1, [listener], (1 << 63) - 1, 2_000_000),
+        (-1, [listener], 0, 0),
+    ):
+        for way in ("select", "pselect"):
+            data = bytearray(128)
+            for each in read:
+                data[each // 8] |= 1 << each % 8
+            limit = Buffer(struct.pack("=qq", seconds, fraction))
+            answer = server.raw(way, count, Buffer(bytes(data)), None, None, limit, None)
+            after = struct.unpack("=qq", answer.memory[1])
+            # The time left of a long one is not the same twice.
+            left = after if after[0] < 1 or answer.error == "EINVAL" else "some time"
+            seen = answer.value, answer.memory[0][:16].hex(), left
+            server.note(way, f"{count}, {read}, {seconds}, {fraction}", seen)
+    accepted, _ = server.accept(listener)
+    world.proves(fd, accepted)
+
+
+def test_poll_errors(world: World) -> None:
+    """T12: more descriptors than the limit allows, and wrong times, with a listener among them."""
+    server, client = world.server, world.client
+    listener, address = world.listener()
+    fd = client.socket()
+    client.connect(fd, address)
+    server.poll([(listener, IN)], 2000)
+    one = Buffer(struct.pack("=ihh", listener, IN, 0))
+    for count in (0x7FFFFFFF, 1 << 19):
+        assert server.call("poll", one, count, 0) == "EINVAL"
+    for time in ((-1, 0), (0, 1_000_000_000), (0, -1)):
+        assert server.call("ppoll", one, 1, Buffer(struct.pack("=qq", *time)), None) == "EINVAL"
+    server.call("ppoll", one, 1, Buffer(struct.pack("=qq", (1 << 63) - 1, 999_999_999)), None)
+    accepted, _ = server.accept(listener)
+    world.proves(fd, accepted)
