@@ -9,6 +9,7 @@
 #include "interposer/native/options.h"
 #include "interposer/native/readiness.h"
 #include "interposer/native/switch.h"
+#include "interposer/native/uring.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
@@ -562,6 +563,17 @@ static bool is_ours(long number)
     }
 }
 
+/* Not a constant: a program that the switch is linked into would look as if it made rings itself. */
+static const volatile long ring_setup = SYS_io_uring_setup;
+
+static __attribute__((noinline)) long set_up_ring(long entries, long parameters)
+{
+    long result = real.syscall(ring_setup, entries, parameters, 0, 0, 0, 0);
+    if (result >= 0)
+        switch_after_ring();
+    return result;
+}
+
 /* All other calls must be handed on by a jump that leaves the stack as it is: libc's syscall() finds its seventh argument,
  * and a cloned child its return address, where the caller put them. tests/unit/test_build.py looks at the machine code. */
 long hook_syscall(long number, long a, long b, long c, long d, long e, long f)
@@ -575,7 +587,9 @@ long hook_syscall(long number, long a, long b, long c, long d, long e, long f)
     if (number == SYS_clone)
         note_clone(a);
     if (number == SYS_io_uring_setup)
-        lifecycle_io_uring = true;
+        return set_up_ring(a, b);
+    if (number == SYS_io_uring_enter && !uring_made)
+        switch_after_ring();           /* one that came from elsewhere */
     if (number == SYS_setns || number == SYS_unshare)
         lifecycle_moved = true;
     return real.syscall(number, a, b, c, d, e, f);

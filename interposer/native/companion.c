@@ -12,6 +12,7 @@
 #include "stats.h"
 #include "switch.h"
 #include "trace.h"
+#include "uring.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
@@ -361,11 +362,23 @@ static _Atomic uint8_t *served_byte(const struct sock *sock)
     return served_page ? &served_page[sock->served] : NULL;
 }
 
-void companion_mark_served(struct sock *sock)
+static void announce(struct sock *sock, int fd)
+{
+    if (!atomic_load_explicit(&sock->quiet, memory_order_relaxed) || !atomic_exchange(&sock->quiet, false))
+        return;
+    if (uring_exists(true))
+        companion_give_up(sock, fd, REASON_IO_URING);
+    else
+        for (int i = 0; i < sock->ncompanions; i++)
+            sock->companions[i].provider->wsp_announce(sock->companions[i].descriptor);
+}
+
+void companion_serve(struct sock *sock, int fd)
 {
     _Atomic uint8_t *byte = served_byte(sock);
     if (byte && !atomic_load_explicit(byte, memory_order_relaxed))
         atomic_store_explicit(byte, 1, memory_order_relaxed);
+    announce(sock, fd);
 }
 
 bool companion_is_served(const struct sock *sock)
@@ -388,7 +401,7 @@ static void reset_served(struct sock *sock)
     atomic_store_explicit(served_byte(sock), 0, memory_order_relaxed);
 }
 
-int companion_listen(struct sock *sock, int fd, const struct verdict *verdict, int backlog)
+int companion_listen(struct sock *sock, int fd, const struct verdict *verdict, int backlog, bool quiet)
 {
     int reason = REASON_NO_PROVIDER, unfit = fitness(sock);
     if (unfit)
@@ -403,6 +416,7 @@ int companion_listen(struct sock *sock, int fd, const struct verdict *verdict, i
     }
     close_companions(sock);            /* of a listener that was shut down before */
     reset_served(sock);
+    sock->quiet = quiet;
     for (int i = 0; i < PROVIDERS_MAX && verdict->providers[i]; i++) {
         struct companion companion = {.provider = provider_by_id(verdict->providers[i])};
         if (!companion.provider)
@@ -419,7 +433,7 @@ int companion_listen(struct sock *sock, int fd, const struct verdict *verdict, i
         int native = companion.provider->wsp_poll_fd(companion.descriptor);
         error = native < 0 ? native : same_netns(fd, native) ? 0 : -EXDEV;
         if (!error)
-            error = companion.provider->wsp_listen(companion.descriptor, backlog, sock->v6only);
+            error = companion.provider->wsp_listen(companion.descriptor, backlog, sock->v6only, quiet);
         if (error) {
             companion.provider->wsp_close_socket(companion.descriptor);
             reason = error == -EXDEV ? REASON_NETNS : reason_of(error);
@@ -442,6 +456,8 @@ int companion_listen(struct sock *sock, int fd, const struct verdict *verdict, i
         close_companions(sock);
         return error;
     }
+    if (readiness_is_awaited(sock))
+        announce(sock, fd);
     return 0;
 }
 

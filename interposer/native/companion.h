@@ -21,8 +21,9 @@ void companion_abandon(struct sock *sock);
 /* Puts the file of `with` under every descriptor of the socket that still holds that of `now`, with their status flags.
  * `keep`: its registrations in epolls stay recorded, because another exchange may follow. */
 int companion_put_under(struct sock *sock, int fd, int with, int now, bool keep);
-/* Companion listeners for a TCP listener, whose address is in sock->local. 0: at least one serves; minus a reason number: TCP only. */
-int companion_listen(struct sock *sock, int fd, const struct verdict *verdict, int backlog);
+/* Companion listeners for a TCP listener, whose address is in sock->local. 0: at least one serves; minus a reason number: TCP only.
+ * `quiet`: no client finds them before the program waits for one. */
+int companion_listen(struct sock *sock, int fd, const struct verdict *verdict, int backlog, bool quiet);
 /* One connection from a companion listener. The new descriptor, who moves its data, *local and *peer; -EAGAIN, or another
  * -errno. */
 int companion_accept(struct sock *sock, int index, bool nonblocking, bool cloexec, struct moving *moving,
@@ -38,8 +39,10 @@ void companion_backlog(struct sock *sock, int backlog);
 void companion_option(struct sock *sock, int level, int name, const void *value, socklen_t length);
 /* The TCP listener stands alone in the program's epolls again, with its own O_NONBLOCK. */
 void companion_leave(struct sock *sock, int fd);
-/* Has this process, or one that shares the listener, waited or accepted on it? */
-void companion_mark_served(struct sock *sock);
+/* The program waits or accepts on the listener by a hooked call. Clients find its companions from here on; but a process
+ * that has an io_uring by now gives them up. */
+void companion_serve(struct sock *sock, int fd);
+/* Has this process, or one that shares the listener, done so? */
 bool companion_is_served(const struct sock *sock);
 /* Who waits at a silenced companion is reset, as at a TCP listener that is shut down. */
 void companion_turn_away(struct sock *sock);

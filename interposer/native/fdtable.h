@@ -58,6 +58,7 @@ struct sock {
     _Atomic bool announce;             /* connect() has yet to say 0 once */
     bool nonblocking;                  /* a listener: the program's view of O_NONBLOCK */
     uint16_t served;                   /* a listener: its byte on the page of companion.c */
+    _Atomic bool quiet;                /* a listener: no client finds its companions before the program waits for one */
     _Atomic bool options_late;         /* set since connect(): while it is in progress the provider has the companion */
     bool options_lost, registrations_lost, strict, v6only;
     uint8_t unfit;                     /* reason number of an option that keeps it on TCP */

@@ -27,7 +27,6 @@
 extern char **environ;
 bool lifecycle_active;
 int32_t lifecycle_pid;
-_Atomic bool lifecycle_io_uring;
 _Atomic bool lifecycle_moved;
 _Thread_local int lifecycle_vfork;
 _Thread_local int switch_guard;

@@ -14,8 +14,6 @@ bool lifecycle_borrowed(void);
 void lifecycle_check(void);
 /* Counts forks, in parent and child: a socket older than the last fork may be shared. */
 uint32_t lifecycle_forks(void);
-/* The program has made an io_uring: what goes through it cannot be followed. */
-extern _Atomic bool lifecycle_io_uring;
 /* The program has called setns() or unshare(): its sockets may be of several name spaces. */
 extern _Atomic bool lifecycle_moved;
 #endif

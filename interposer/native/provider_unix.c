@@ -368,7 +368,25 @@ static void copy_options(int from, int to)
     }
 }
 
-static int unix_listen(wsp_descriptor descriptor, int backlog, bool v6only)
+/* A beacon that is connected takes no other peer. */
+static int make_beacon(bool quiet)
+{
+    int pair[2];
+    if (!quiet)
+        return hidden_fd(real.socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    if (socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) < 0)
+        return -1;
+    real.close(pair[1]);
+    return hidden_fd(pair[0]);
+}
+
+static void unix_announce(wsp_descriptor descriptor)
+{
+    struct sockaddr nobody = {.sa_family = AF_UNSPEC};
+    real.connect(from_descriptor(descriptor)->beacon, &nobody, sizeof nobody);
+}
+
+static int unix_listen(wsp_descriptor descriptor, int backlog, bool v6only, bool quiet)
 {
     struct unix_companion *companion = from_descriptor(descriptor);
     struct endpoint ignored, loopback = {.ip = {[10] = 0xff, [11] = 0xff, [12] = 127, [15] = 1}};
@@ -388,7 +406,7 @@ static int unix_listen(wsp_descriptor descriptor, int backlog, bool v6only)
         if (real.listen(companion->fd, backlog) < 0)
             return -errno;
         /* The beacon comes last: who sees it finds a listener. */
-        int beacon = hidden_fd(real.socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+        int beacon = make_beacon(quiet);
         if (beacon < 0)
             return -EMFILE;
         int fd = hidden_fd(companion->fd);
@@ -542,7 +560,7 @@ static int unix_accept(wsp_descriptor descriptor, uintptr_t context, bool nonblo
     return 0;
 }
 
-/* A beacon that is connected, be it to itself, takes no other peer. */
+/* The beacon is connected to itself. */
 static void unix_silence(wsp_descriptor descriptor)
 {
     struct unix_companion *listener = from_descriptor(descriptor);
@@ -619,6 +637,7 @@ const struct san_provider provider_unix = {
     .wsp_supports = unix_supports,
     .wsp_setsockopt = unix_setsockopt,
     .wsp_listen = unix_listen,
+    .wsp_announce = unix_announce,
     .wsp_connect = unix_connect,
     .wsp_accept = unix_accept,
     .wsp_silence = unix_silence,

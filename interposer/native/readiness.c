@@ -264,6 +264,14 @@ int readiness_adopt_listener(struct sock *sock)
     return 0;
 }
 
+bool readiness_is_awaited(const struct sock *sock)
+{
+    for (int i = 0; i < sock->nregistrations; i++)
+        if (sock->registrations[i].epfd >= 0)
+            return true;
+    return false;
+}
+
 /* The private epolls stay until the socket is gone: another thread may wait on them. They wake it, because a companion
  * that was silenced shows a hang-up. */
 void readiness_abandon_listener(struct sock *sock)
@@ -287,6 +295,13 @@ static int ctl_fresh(struct sock *sock, int epfd, int operation, int fd, struct 
 
 static int ctl_listener(struct sock *sock, int epfd, int operation, int fd, struct epoll_event *event)
 {
+    int saved = errno;
+    if (operation != EPOLL_CTL_DEL)
+        companion_serve(sock, fd);
+    if (sock_phase(sock) != SOCK_LISTENING) {
+        errno = saved;
+        return real.epoll_ctl(epfd, operation, fd, event);
+    }
     struct sock_registration *known = find(sock, epfd, fd);
     struct sock_registration now = {.epfd = epfd, .fd = fd, .via = known ? known->via : fd, .owned = known && known->owned};
     int via = now.via;
@@ -294,8 +309,6 @@ static int ctl_listener(struct sock *sock, int epfd, int operation, int fd, stru
         now.events = event->events;
         now.data = event->data.u64;
     }
-    int saved = errno;
-    companion_mark_served(sock);
     if (operation == EPOLL_CTL_ADD) {
         if (known) {                   /* the kernel says EEXIST, unless it was another epoll of that number */
             if (real.epoll_ctl(epfd, operation, via, event) < 0)
@@ -399,12 +412,12 @@ static int stand_in(const struct pollfd *entry)
     if (!sock)
         return entry->fd;
     int via = -1;
-    if (sock_phase(sock) == SOCK_LISTENING) {
+    if (sock_phase(sock) == SOCK_LISTENING)
+        companion_serve(sock, entry->fd);
+    if (sock_phase(sock) == SOCK_LISTENING)
         via = readiness_private_epoll(sock, entry->fd);
-        companion_mark_served(sock);
-    } else if (sock_phase(sock) == SOCK_CONNECTED) {
+    else if (sock_phase(sock) == SOCK_CONNECTED)
         via = past_hang_up(sock, entry);
-    }
     sock_put(sock);
     return via < 0 ? entry->fd : via;
 }

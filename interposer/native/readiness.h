@@ -23,6 +23,8 @@ void readiness_before_swap(struct sock *sock);
 void readiness_after_swap(struct sock *sock, bool keep);
 /* After listen(): registrations made before it now stand for the companions too. 0, or minus a reason number. */
 int readiness_adopt_listener(struct sock *sock);
+/* Is the socket registered with any epoll? */
+bool readiness_is_awaited(const struct sock *sock);
 /* Before the companions are closed: registrations stand for the TCP listener alone. */
 void readiness_abandon_listener(struct sock *sock);
 /* fd is no alias any more: what stands in epolls under its number is another socket's to change. */

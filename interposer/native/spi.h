@@ -46,8 +46,10 @@ struct san_provider {
     int (*wsp_bind)(wsp_descriptor companion, const struct endpoint *local);
     bool (*wsp_supports)(int level, int name);
     int (*wsp_setsockopt)(wsp_descriptor companion, int level, int name, const void *value, socklen_t length);
-    /* `v6only`: an IPv6 wildcard listener that takes no IPv4 clients. */
-    int (*wsp_listen)(wsp_descriptor companion, int backlog, bool v6only);
+    /* `v6only`: an IPv6 wildcard listener that takes no IPv4 clients. `quiet`: no client finds it before wsp_announce, which
+     * any process that shares it may call, more than once too. */
+    int (*wsp_listen)(wsp_descriptor companion, int backlog, bool v6only, bool quiet);
+    void (*wsp_announce)(wsp_descriptor listener);
     /* 0; the final codes -ECONNRESET, -ECONNREFUSED and -EHOSTUNREACH only where TCP would surely fail too; any other
      * error means TCP. -EINPROGRESS: wpu_complete_overlapped_request tells the end, with one of the others, from any
      * thread and perhaps before this call has returned; wsp_close_socket gives the attempt up. */

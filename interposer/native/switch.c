@@ -14,6 +14,7 @@
 #include "sleepers.h"
 #include "stats.h"
 #include "trace.h"
+#include "uring.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
@@ -78,7 +79,7 @@ static void decide(struct sock *sock, uint8_t role, const struct endpoint *local
     sock->generation = flows_generation();
     sock->send_buffer = verdict->send_buffer;
     sock->receive_buffer = verdict->receive_buffer;
-    if (verdict->action == ACTION_SAN && lifecycle_io_uring) {
+    if (verdict->action == ACTION_SAN && uring_exists(role == ROLE_LISTEN)) {
         verdict->action = ACTION_TCP;
         verdict->reason = REASON_IO_URING;
     }
@@ -166,7 +167,7 @@ int switch_listen(int fd, int backlog)
     sock->strict = verdict.otherwise == OTHERWISE_ERROR;
     int reason = -verdict.reason;
     if (verdict.action == ACTION_SAN)
-        reason = companion_listen(sock, fd, &verdict, backlog);
+        reason = companion_listen(sock, fd, &verdict, backlog, uring_possible);
     if (reason == 0) {
         sock->role = ROW_LISTEN;
         atomic_store(&sock->phase, SOCK_LISTENING);
@@ -679,7 +680,9 @@ static int accept_held(struct sock **held, int fd, struct sockaddr *address, soc
     int64_t deadline = 0;
     while (sock_phase(*held) == SOCK_LISTENING) {
         unsigned ready = UNKNOWN_SIDES;
-        companion_mark_served(*held);
+        companion_serve(*held, fd);
+        if (sock_phase(*held) != SOCK_LISTENING)
+            break;
         if (!(*held)->nonblocking) {
             int waited = wait_for_connection(held, fd, &deadline);
             if (waited < 0)
@@ -990,6 +993,23 @@ void switch_before_exec(void)
 {
     int saved = errno;
     fdtable_each(0, ~0u, hand_on, NULL);
+    errno = saved;
+}
+
+static bool leave_unserved(int fd, struct sock *sock, void *context)
+{
+    (void)context;
+    if (sock_phase(sock) == SOCK_LISTENING && !companion_is_served(sock))
+        companion_give_up(sock, fd, REASON_IO_URING);
+    return true;
+}
+
+void switch_after_ring(void)
+{
+    int saved = errno;
+    uring_made = true;
+    if (lifecycle_active && !lifecycle_borrowed())
+        fdtable_each(0, ~0u, leave_unserved, NULL);
     errno = saved;
 }
 

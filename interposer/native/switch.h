@@ -38,6 +38,8 @@ void switch_before_exec(void);
 /* A seccomp filter comes, or the kernel's strict mode. Where it forbids what the switch does, listeners and new sockets
  * are TCP's from here on. */
 void switch_before_filter(bool strict, const struct sock_fprog *filter);
+/* The program has made an io_uring: what waits for no hooked call by now may be served by it alone. */
+void switch_after_ring(void);
 /* MSG_FASTOPEN on a socket that is not connected: decides and connects; false where libc should do it all. */
 bool switch_fast_open(int fd, const struct sockaddr *address, socklen_t length, int *result);
 #endif

@@ -41,6 +41,12 @@ PATIENCE = 60
 """Seconds after which a program counts as hanging."""
 
 
+def carried(log: str) -> list[str]:
+    """For each connection and listener that was decided, in order, "unix" or why it stayed on TCP."""
+    found = re.findall(r"(?:connect|listen) fd \d+: (?:provider (\w+)\n|TCP, reason (\d+)\n)", log)
+    return [provider or reasons.BY_NUMBER[int(number)].symbol for provider, number in found]
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a program ended, and what it said on its standard descriptors."""
@@ -52,9 +58,7 @@ class Outcome:
 
     @property
     def carried(self) -> list[str]:
-        """For each connection and listener that was decided, in order, "unix" or why it stayed on TCP."""
-        found = re.findall(r"(?:connect|listen) fd \d+: (?:provider (\w+)\n|TCP, reason (\d+)\n)", self.log)
-        return [provider or reasons.BY_NUMBER[int(number)].symbol for provider, number in found]
+        return carried(self.log)
 
     @property
     def letter(self) -> str:

@@ -432,8 +432,9 @@ static int test_setsockopt(enum provider provider, wsp_descriptor descriptor, in
     return 0;
 }
 
-static int test_listen(enum provider provider, wsp_descriptor descriptor, int backlog, bool v6only)
+static int test_listen(enum provider provider, wsp_descriptor descriptor, int backlog, bool v6only, bool quiet)
 {
+    (void)quiet;
     unsigned number = number_of(provider, descriptor, "listen");
     bool fails = begins(provider, CALL_LISTEN);
     size_t place = record(provider, CALL_LISTEN, " {%c%u} %d%s", "ab"[provider], number, backlog, v6only ? " v6only" : "");
@@ -728,6 +729,12 @@ static int test_transfer(enum provider provider, wsp_descriptor descriptor, cons
 }
 
 /* A companion from elsewhere is never this process's. */
+/* Programs that may make an io_uring are not among these tests. */
+static void test_announce(wsp_descriptor listener)
+{
+    (void)listener;
+}
+
 static int test_recognise(int fd, struct endpoint *local, struct endpoint *peer, bool *v6)
 {
     (void)fd, (void)local, (void)peer, (void)v6;
@@ -754,7 +761,7 @@ BOTH(int, bind, (wsp_descriptor descriptor, const struct endpoint *local), LIST(
 BOTH(bool, supports, (int level, int name), LIST(level, name))
 BOTH(int, setsockopt, (wsp_descriptor descriptor, int level, int name, const void *value, socklen_t length),
      LIST(descriptor, level, name, value, length))
-BOTH(int, listen, (wsp_descriptor descriptor, int backlog, bool v6only), LIST(descriptor, backlog, v6only))
+BOTH(int, listen, (wsp_descriptor descriptor, int backlog, bool v6only, bool quiet), LIST(descriptor, backlog, v6only, quiet))
 BOTH(int, connect, (wsp_descriptor descriptor, const struct endpoint *remote), LIST(descriptor, remote))
 BOTH(int, accept,
      (wsp_descriptor descriptor, uintptr_t context, bool nonblocking, bool cloexec, wsp_descriptor *out,
@@ -777,6 +784,7 @@ BOTH(int, transfer, (wsp_descriptor descriptor, const struct wsp_mover **mover, 
         .wsp_bind = letter##_bind,                                                                                     \
         .wsp_supports = letter##_supports,                                                                             \
         .wsp_setsockopt = letter##_setsockopt,                                                                         \
+        .wsp_announce = test_announce,                                                                                 \
         .wsp_listen = letter##_listen,                                                                                 \
         .wsp_connect = letter##_connect,                                                                               \
         .wsp_accept = letter##_accept,                                                                                 \
