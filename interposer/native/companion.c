@@ -279,7 +279,7 @@ static int connect_by(struct sock *sock, int fd, const struct verdict *verdict, 
         return error;
     /* What can fail fails before the peer sees a connection. */
     if (atomic_load(&sock->shadow) < 0)
-        atomic_store(&sock->shadow, hidden_dup(fd));
+        atomic_store(&sock->shadow, hidden_park(sock, fd));
     if (atomic_load(&sock->shadow) < 0)
         return conclude(sock, fd, -EMFILE);
     uint64_t number = (uint64_t)sock->attempt << 32, open = number | COMPLETION_OPEN;
@@ -311,7 +311,7 @@ void companion_unbind(struct sock *sock, int fd)
 {
     if (!sock->port_is_ours)
         return;
-    int parked = atomic_exchange(&sock->shadow, -1), bound = parked < 0 ? hidden_dup(fd) : parked;
+    int parked = atomic_exchange(&sock->shadow, -1), bound = parked < 0 ? hidden_park(sock, fd) : parked;
     int fresh = bound < 0 ? -1 : options_shadow(sock);
     if (fresh < 0) {
         atomic_store(&sock->shadow, bound);

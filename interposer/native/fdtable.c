@@ -299,18 +299,18 @@ static int below_limit(int fd, const struct rlimit *limit)
     }
 }
 
-static int high_dup(int fd)
+static int high_dup(int fd, bool to_park)
 {
     struct rlimit limit;
-    if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
+    if (getrlimit(RLIMIT_NOFILE, &limit) < 0 || (to_park && (rlim_t)fd >= limit.rlim_cur))
         return -1;
     int copy = limit.rlim_max > limit.rlim_cur && limit.rlim_cur < HIDDEN_CEILING ? above_limit(fd, &limit) : -1;
     return copy < 0 ? below_limit(fd, &limit) : copy;
 }
 
-int hidden_dup(int fd)
+static int hide(int fd, bool to_park)
 {
-    int saved = errno, copy = high_dup(fd);
+    int saved = errno, copy = high_dup(fd, to_park);
     if (copy >= 0) {
         _Atomic(struct sock *) *place = entry(copy);
         struct sock *old = place ? atomic_exchange(place, &hidden) : NULL;
@@ -319,6 +319,33 @@ int hidden_dup(int fd)
     }
     errno = saved;
     return copy;
+}
+
+int hidden_dup(int fd)
+{
+    return hide(fd, false);
+}
+
+static bool is_below(int fd, struct sock *sock, void *context)
+{
+    struct search *search = context;
+    if (sock == search->sock && fd >= search->fd)
+        search->sock = NULL;
+    return search->sock;
+}
+
+int hidden_park(const struct sock *sock, int fd)
+{
+    struct rlimit limit;
+    if (atomic_load(&sock->aliases) > 1) {
+        if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
+            return -1;
+        struct search search = {sock, limit.rlim_cur < INT32_MAX ? (int)limit.rlim_cur : INT32_MAX};
+        fdtable_each(0, ~0u, is_below, &search);
+        if (!search.sock)
+            return -1;
+    }
+    return hide(fd, true);
 }
 
 int hidden_fd(int fd)

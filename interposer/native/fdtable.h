@@ -143,6 +143,9 @@ void fdtable_after_fork_child(void);
 /* Moves fd to a high close-on-exec number that the program does not miss, and marks it; -1 (and fd closed) when there
  * is none. hidden_dup leaves fd as it is. */
 int hidden_fd(int fd);
+/* hidden_dup for what is about to be replaced under all of its numbers: -1 also where the program has set its limit below
+ * one of them, because dup3() would refuse. */
+int hidden_park(const struct sock *sock, int fd);
 /* Makes the kernel's descriptor table large enough for hidden ones. Once a process has threads, growing it takes the
  * kernel more than 10 ms. */
 void hidden_prepare(void);

@@ -89,8 +89,10 @@ bool options_nth(struct sock *sock, int nth, struct sock_option *option)
 void options_replay(struct sock *sock, int fd)
 {
     struct sock_option option;
+    int saved = errno;
     for (int i = 0; options_nth(sock, i, &option); i++)
         real.setsockopt(fd, option.level, option.name, option.value, option.length);
+    errno = saved;
 }
 
 /* --- on a connected companion --- */
@@ -119,7 +121,10 @@ int options_shadow(struct sock *sock)
     int fd = atomic_load(&sock->shadow);
     if (fd >= 0 && hidden_is(fd))
         return fd;
-    int fresh = hidden_fd(real.socket(sock->family, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    int fresh, saved = errno;
+    do
+        fresh = hidden_fd(real.socket(sock->family, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    while (fresh < 0 && errno == EMFILE && hidden_reclaim());
     if (fresh < 0)
         return -1;
     options_replay(sock, fresh);
@@ -127,6 +132,7 @@ int options_shadow(struct sock *sock)
     if (sock_phase(sock) == SOCK_CONNECTED && sock->role == ROW_ACCEPT &&
         !options_find(sock, SOL_SOCKET, SO_PRIORITY))   /* which follows IP_TOS, but not so far */
         real.setsockopt(fresh, SOL_SOCKET, SO_PRIORITY, &none, sizeof none);
+    errno = saved;
     if (!atomic_compare_exchange_strong(&sock->shadow, &fd, fresh)) {
         hidden_close(fresh);
         return fd;

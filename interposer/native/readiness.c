@@ -10,6 +10,7 @@
 #include "stats.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <limits.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -57,6 +58,7 @@ int readiness_private_epoll(struct sock *sock, int fd)
 /* --- registrations --- */
 
 #define REGISTRATIONS 6
+#define SWAP_TRIES 100
 
 struct registrations {
     struct pool_item item;
@@ -170,6 +172,17 @@ static bool take_out(struct sock_registration *registration)
     return real.epoll_ctl(registration->epfd, EPOLL_CTL_DEL, registration->via, NULL) == 0;
 }
 
+/* There was room a moment ago, but another process of the user may have taken it for a moment. */
+static void put_back(const struct sock_registration *registration)
+{
+    for (int tries = 0; tries < SWAP_TRIES; tries++) {
+        int error = add(registration->epfd, registration->fd, registration->events, registration->data);
+        if (error != -ENOMEM && error != -ENOSPC)
+            return;
+        sched_yield();
+    }
+}
+
 void readiness_before_swap(struct sock *sock)
 {
     for (int i = 0; i < sock->nregistrations; i++)
@@ -182,7 +195,7 @@ void readiness_after_swap(struct sock *sock, bool keep)
     for (int i = 0; i < sock->nregistrations; i++) {
         struct sock_registration *registration = &sock->registrations[i];
         if (registration->epfd >= 0) {
-            add(registration->epfd, registration->fd, registration->events, registration->data);
+            put_back(registration);
             atomic_store_explicit(&sock->in_epoll, true, memory_order_relaxed);
         }
         if (!keep)
@@ -204,13 +217,14 @@ static int join(struct sock *sock, struct sock_registration *registration)
                 while (--i >= 0)
                     real.epoll_ctl(epfd, EPOLL_CTL_DEL, companion_poll_fd(sock, i), NULL);
                 real.epoll_ctl(epfd, EPOLL_CTL_DEL, fd, NULL);
+                return -EAGAIN;
             }
         }
         return error;
     }
     int private = readiness_private_epoll(sock, fd);
-    if (private < 0)
-        return private;
+    if (private < 0)                   /* not the program's shortage: its listener alone could be registered */
+        return -EAGAIN;
     /* One epoll holds one descriptor once: where it stands there for another alias, this one needs its own. */
     int error = add(epfd, private, registration->events, registration->data);
     bool taken = false;
@@ -237,7 +251,7 @@ static void leave(struct sock *sock, struct sock_registration *registration)
         return;
     }
     if (take_out(registration))
-        add(registration->epfd, registration->fd, registration->events, registration->data);
+        put_back(registration);
     if (registration->owned)
         hidden_close(registration->via);
     registration->owned = false;
@@ -257,7 +271,7 @@ int readiness_adopt_listener(struct sock *sock)
             continue;
         }
         if (join(sock, registration) < 0) {
-            add(registration->epfd, registration->fd, registration->events, registration->data);
+            put_back(registration);
             return -REASON_EPOLL_LIMIT;
         }
     }
@@ -501,6 +515,31 @@ static short shown(struct pollfd *entry, int via, short events)
     return without_hang_up(entry->fd, events);
 }
 
+/* Where no descriptor is free for a listener's epoll, its companions are asked beside it. */
+static nfds_t ask_companions(int fd, struct pollfd *out)
+{
+    struct sock *sock = is_listener(fd) ? fdtable_get(fd) : NULL;
+    nfds_t count = 0;
+    for (int i = 0; sock && sock_phase(sock) == SOCK_LISTENING && i < sock->ncompanions; i++)
+        out[count++] = (struct pollfd){companion_poll_fd(sock, i), POLLIN, 0};
+    if (sock)
+        sock_put(sock);
+    return count;
+}
+
+static short companions_show(const struct pollfd *entry, const struct pollfd *asked, nfds_t count)
+{
+    struct sock *sock = count && is_listener(entry->fd) ? fdtable_get(entry->fd) : NULL;
+    short events = 0;
+    for (nfds_t i = 0; sock && i < count; i++)
+        for (int j = 0; asked[i].revents && j < sock->ncompanions; j++)
+            if (companion_poll_fd(sock, j) == asked[i].fd)
+                events = entry->events & (POLLIN | POLLRDNORM);
+    if (sock)
+        sock_put(sock);
+    return events;
+}
+
 static bool is_timeout(const struct timespec *time)
 {
     return time->tv_sec >= 0 && time->tv_nsec >= 0 && time->tv_nsec < 1000000000;
@@ -511,8 +550,11 @@ static int poll_with_help(struct pollfd *fds, nfds_t count, const struct timespe
     if (timeout && !is_timeout(timeout))
         return real.ppoll(fds, count, timeout, mask);
     struct pollfd few[64], *copy = few;
-    size_t size = count * sizeof *fds;
-    if (count > sizeof few / sizeof *few) {
+    nfds_t listeners = 0;
+    for (nfds_t i = 0; i < count; i++)
+        listeners += is_listener(fds[i].fd);
+    size_t room = count + listeners * PROVIDERS_MAX, size = room * sizeof *fds;
+    if (room > sizeof few / sizeof *few) {
         copy = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (copy == MAP_FAILED) {
             errno = ENOMEM;
@@ -523,22 +565,27 @@ static int poll_with_help(struct pollfd *fds, nfds_t count, const struct timespe
     int64_t deadline = timeout && timeout->tv_sec < LONG_WAIT_S
                            ? clock_ns(CLOCK_MONOTONIC) + timeout->tv_sec * 1000000000ll + timeout->tv_nsec : INT64_MAX;
     struct timespec left = timeout ? *timeout : at_once;
-    int result, ready, saved;
+    int result, ready, saved, before = errno;
     do {                               /* until there is something to show: who stood in may have been woken to go */
         bool some = false;
+        nfds_t asked = count;
         for (nfds_t i = 0; i < count; i++) {
             int via = stand_in(&fds[i]);
             copy[i] = fds[i];
             copy[i].fd = via;
             if (via != fds[i].fd)
                 copy[i].events = is_listener(fds[i].fd) ? fds[i].events & (POLLIN | POLLRDNORM) : POLLIN;
+            else if (asked + PROVIDERS_MAX <= room)
+                asked += ask_companions(fds[i].fd, &copy[asked]);
             some |= shown(&fds[i], fds[i].fd, 0) != 0;
         }
-        result = real.ppoll(copy, count, some ? &at_once : timeout ? &left : NULL, mask);
+        errno = before;
+        result = real.ppoll(copy, asked, some ? &at_once : timeout ? &left : NULL, mask);
         saved = errno;
         ready = 0;
         for (nfds_t i = 0; (result >= 0 || saved == EINTR) && i < count; i++) {
-            fds[i].revents = result < 0 ? 0 : shown(&fds[i], copy[i].fd, copy[i].revents);
+            short events = copy[i].revents | companions_show(&fds[i], &copy[count], asked - count);
+            fds[i].revents = result < 0 ? 0 : shown(&fds[i], copy[i].fd, events);
             ready += fds[i].revents != 0;
         }
         int64_t rest = deadline - clock_ns(CLOCK_MONOTONIC);

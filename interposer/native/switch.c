@@ -106,9 +106,12 @@ static bool begin(struct sock *sock)
 
 int switch_socket(int domain, int type, int protocol)
 {
-    int fd = real.socket(domain, type, protocol);
-    if (fd < 0 && errno == EMFILE && hidden_reclaim())
+    int fd, saved = errno;
+    do
         fd = real.socket(domain, type, protocol);
+    while (fd < 0 && errno == EMFILE && hidden_reclaim());
+    if (fd >= 0)
+        errno = saved;
     if (fd < 0 || lifecycle_borrowed())
         return fd;
     bool tcp = !sandbox_closed && (domain == AF_INET || domain == AF_INET6) && (type & 0xf) == SOCK_STREAM &&
@@ -939,10 +942,12 @@ static void duplicated(int from, int to)
 int switch_dup(int from, int command, long argument)
 {
     bool held = connecting_hold_if_any();
-    int result;
+    int result, saved = errno;
     do
         result = command < 0 ? real.dup(from) : real.fcntl(from, command, argument);
     while (result < 0 && errno == EMFILE && hidden_reclaim());
+    if (result >= 0)
+        errno = saved;
     duplicated(from, result);
     connecting_let_go(held);
     return result;

@@ -136,3 +136,24 @@ def test_two_thousand_connections(san: World) -> None:
     assert san.server.answer("serve").result == 2000
     assert len(os.listdir(f"/proc/{san.client.pid}/fd")) < 20
     assert socket.socket().close() is None
+
+
+def test_limit_below_the_socket(san: World) -> None:
+    """X6, S7: a socket of which a duplicate is above a limit that came later connects by TCP: no companion could take that
+    number. The server sees one connection."""
+    listener, address = san.listener()
+    actor = limited(san, "lowered", "client", (1024, 4096))
+    for above, limit in ((False, 60), (True, 40)):
+        fd = actor.socket()
+        copy = actor.fcntl(fd, 0, 50)
+        low, high = sorted((fd, copy))
+        resource.prlimit(actor.pid, resource.RLIMIT_NOFILE, (limit, 4096))
+        assert actor.connect(low, address) == 0
+        assert bool(companion_name(actor, high)) is not above
+        accepted, _ = san.server.accept(listener)
+        actor.send(high, b"x")
+        assert san.server.recv(accepted, 5) == b"x"
+        assert san.server.poll([(listener, 1)])[0] == 0
+        actor.close(copy)
+        actor.close(fd)
+        resource.prlimit(actor.pid, resource.RLIMIT_NOFILE, (1024, 4096))

@@ -42,10 +42,13 @@ def _object(source: Path, place: Path, newest_header: int, flags: Sequence[str])
 
 
 @cache
-def switch_host(name: str, sanitizer: str, hosts: tuple[str, ...], without: tuple[str, ...] = ()) -> Path:
+def switch_host(
+    name: str, sanitizer: str, hosts: tuple[str, ...], without: tuple[str, ...] = (), wrapped: tuple[str, ...] = ()
+) -> Path:
     """The program `name` of sources in hosts/ and the whole switch but the sources `without`.
 
-    Its own symbols are the hooks, so its socket calls go through the switch.
+    Its own symbols are the hooks, so its socket calls go through the switch. Calls of the functions `wrapped` go to
+    __wrap_ ones.
     """
     place = ROOT / ".build" / "hosts" / sanitizer
     place.mkdir(parents=True, exist_ok=True)
@@ -60,6 +63,7 @@ def switch_host(name: str, sanitizer: str, hosts: tuple[str, ...], without: tupl
     output = place / name
     fresh = place / f"{name}.{os.getpid()}"
     link = ["gcc", *SANITIZERS[sanitizer].split(), "-rdynamic", "-pthread", "-o", fresh, *objects]
+    link += [f"-Wl,--wrap={function}" for function in wrapped]
     run = subprocess.run(link, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     return fresh.rename(output)
