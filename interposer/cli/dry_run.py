@@ -34,7 +34,7 @@ def report(
     lines += ["", "rules, first match wins:"]
     table = Table(data)
     facts = _facts(program, command, environ)
-    engine = otherwise = 0
+    engine = otherwise = firewall = 0
     engine_place = ""
     providers: tuple[int, ...] = ()
     for section in table.sections:
@@ -43,10 +43,13 @@ def report(
         if section.engine and not engine:
             engine, engine_place = section.engine, _place(section, section is table.sections[-1])
         otherwise = otherwise or section.otherwise
+        firewall = firewall or section.firewall
         providers = providers or section.providers
         for rule in table.rules[section.first_rule : section.first_rule + section.nrules]:
             lines.append(f"  {rule.file}:{rule.line}: {_rule(rule, table)}")
     lines.append(f"  otherwise: {_providers(providers)}, else {OTHERWISE[otherwise]}")
+    ignored = firewall == layout.FIREWALL_IGNORE
+    lines.append(f"  packet filters: {'ignored' if ignored else 'where some act, TCP'}")
     lines += ["", f"engine: {ENGINES[engine]}, by {engine_place}"]
     lines += ["", "addresses of this machine:", *_addresses()]
     return "\n".join(lines) + "\n"

@@ -41,14 +41,17 @@ def compile_policy(
     writer = _Writer(providers_override, require)
     for section in policy.sections:
         writer.section(
-            section.place, section.predicates, section.rules, section.engine, section.otherwise, section.providers
+            section.place, section.predicates, section.rules, section.engine, section.otherwise, section.providers,
+            section.ignore_firewall,
         )
     if _may_embed(policy) and not writer.tcp_only:
         place = Place(late_python.PLACE, 0)
         for exe in late_python.PROGRAMS:
             condition = Predicate(table.PREDICATE_EXE, exe, 0, place)
-            writer.section(place, (condition,), (), table.ENGINE_HELPER, 0, ())
-    writer.section(policy.place, (), policy.rules, policy.engine, policy.otherwise, policy.providers)
+            writer.section(place, (condition,), (), table.ENGINE_HELPER, 0, (), table.FIREWALL_INHERIT)
+    writer.section(
+        policy.place, (), policy.rules, policy.engine, policy.otherwise, policy.providers, policy.ignore_firewall
+    )
     paths = [writer.text(path) for path in (*search_path, *search_folders(policy))]
     launcher = [writer.text(text) for text in (libpython, python_home, engine_module, helper, key)]
     return writer.finish(paths, launcher)
@@ -101,6 +104,7 @@ class _Writer:
         engine: int,
         otherwise: int,
         providers: Sequence[str],
+        ignore_firewall: int,
     ) -> None:
         first_predicate, first_rule = len(self.predicates), len(self.rules)
         for predicate in predicates:
@@ -119,6 +123,7 @@ class _Writer:
                 engine,
                 strict,
                 self.providers(providers),
+                ignore_firewall,
             )
         )
 

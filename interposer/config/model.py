@@ -88,6 +88,7 @@ class Section:
     engine: int
     otherwise: int
     providers: tuple[str, ...]
+    ignore_firewall: int = 0
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ class Policy:
     providers: tuple[str, ...] = ("unix",)
     otherwise: int = 1
     engine: int = 1
+    ignore_firewall: int = 1
     timeout_ms: int = TIMEOUT_MS
     python_path: tuple[str, ...] = ()
 

@@ -55,8 +55,8 @@ PREDICATES = {
 REPEATABLE = ("arg", "env")
 
 TOP_KEYS = ("version", "defaults", "process", "rule")
-DEFAULTS_KEYS = ("providers", "otherwise", "engine", "timeout_ms", "python_path")
-PROCESS_KEYS = (*PREDICATES, "rule", "engine", "otherwise", "providers")
+DEFAULTS_KEYS = ("providers", "otherwise", "engine", "ignore_firewall", "timeout_ms", "python_path")
+PROCESS_KEYS = (*PREDICATES, "rule", "engine", "otherwise", "providers", "ignore_firewall")
 RULE_KEYS = ("role", "local", "remote", "use", "otherwise", "timeout_ms")
 
 TCP_RULE = 'for TCP write a rule with use = "tcp"'
@@ -225,6 +225,7 @@ class _File:
             "providers": self.providers(path, values),
             "otherwise": self.word(path, values, "otherwise", OTHERWISE),
             "engine": self.word(path, values, "engine", ENGINES),
+            "ignore_firewall": self.ignore_firewall(path, values),
             "timeout_ms": self.timeout(path, values),
             "python_path": self.python_path(path, values),
         }
@@ -238,6 +239,10 @@ class _File:
             elif not os.path.isdir(folder):
                 self.error(where, f'"{folder}" is no directory', "create it or correct the path")
         return tuple(os.path.normpath(folder) for _, folder in folders)
+
+    def ignore_firewall(self, path: Path, values: Table) -> int:
+        value = self.take(path, values, "ignore_firewall", bool, "true or false")
+        return table.FIREWALL_INHERIT if value is None else table.FIREWALL_IGNORE if value else table.FIREWALL_HEED
 
     def timeout(self, path: Path, values: Table) -> int:
         expected = f"1 to {TIMEOUT_MS_MAX} milliseconds"
@@ -292,9 +297,11 @@ class _File:
             engine=self.word(path, values, "engine", ENGINES),
             otherwise=self.word(path, values, "otherwise", OTHERWISE),
             providers=self.providers(path, values),
+            ignore_firewall=self.ignore_firewall(path, values),
         )
-        if not any(key in values for key in ("rule", "engine", "otherwise", "providers")):
-            self.warn(path, "[[process]] changes nothing", "add a [[process.rule]], engine, otherwise or providers")
+        if not any(key in values for key in ("rule", "engine", "otherwise", "providers", "ignore_firewall")):
+            hint = "add a [[process.rule]], engine, otherwise, providers or ignore_firewall"
+            self.warn(path, "[[process]] changes nothing", hint)
         return section
 
     def predicates(self, path: Path, values: Table) -> Iterable[Predicate]:
@@ -477,6 +484,7 @@ def _example(key: str) -> str:
         "providers": '["unix"]',
         "otherwise": '"tcp"',
         "engine": '"embedded"',
+        "ignore_firewall": "true",
         "timeout_ms": str(TIMEOUT_MS),
         "python_path": '["/etc/interposer/python"]',
         "exe": '"redis-*"',

@@ -2,6 +2,7 @@
  * is SOCK_DECIDING. Runs after fork. */
 #include "companion.h"
 #include "connecting.h"
+#include "firewall.h"
 #include "lifecycle.h"
 #include "netinfo.h"
 #include "options.h"
@@ -209,6 +210,8 @@ static int prepare(struct sock *sock, int fd, const struct san_provider *provide
     if (!error && !netinfo_serves(provider, endpoint_is_wildcard(&sock->local) ? &source : &sock->local))
         error = -REASON_NOT_SERVED;
     if (!error)
+        error = firewall_connect(endpoint_is_wildcard(&sock->local) ? &source : &sock->local, &sock->remote);
+    if (!error)
         error = ports_bind(sock, fd, &source, &local);
     if (error)
         return error;
@@ -313,8 +316,8 @@ void companion_unbind(struct sock *sock, int fd)
         return;
     int parked = atomic_exchange(&sock->shadow, -1), bound = parked < 0 ? hidden_park(sock, fd) : parked;
     int fresh = bound < 0 ? -1 : options_shadow(sock);
-    if (fresh < 0) {
-        atomic_store(&sock->shadow, bound);
+    if (fresh < 0 || !same_netns(bound, fresh)) {
+        hidden_close(atomic_exchange(&sock->shadow, bound));
         return;
     }
     if (!sock->connecting)
@@ -432,11 +435,12 @@ int companion_listen(struct sock *sock, int fd, const struct verdict *verdict, i
         }
         int native = companion.provider->wsp_poll_fd(companion.descriptor);
         error = native < 0 ? native : same_netns(fd, native) ? 0 : -EXDEV;
-        if (!error)
+        int walled = error ? 0 : firewall_listen(&sock->local, sock->v6only);
+        if (!error && !walled)
             error = companion.provider->wsp_listen(companion.descriptor, backlog, sock->v6only, quiet);
-        if (error) {
+        if (error || walled) {
             companion.provider->wsp_close_socket(companion.descriptor);
-            reason = error == -EXDEV ? REASON_NETNS : reason_of(error);
+            reason = walled ? -walled : error == -EXDEV ? REASON_NETNS : reason_of(error);
             trace_log("listen fd %d: provider %s: %s", fd, companion.provider->name, strerror(-error));
             continue;
         }

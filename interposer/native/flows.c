@@ -545,6 +545,14 @@ uint8_t flows_engine(void)
     return engine;
 }
 
+bool flows_ignore_firewall(void)
+{
+    struct policy_table *table = enter();
+    bool ignore = table && table->firewall == FIREWALL_IGNORE;
+    leave();
+    return ignore;
+}
+
 bool flows_strict(void)
 {
     struct policy_table *table = enter();

@@ -24,5 +24,6 @@ size_t flows_rule_text(uint32_t rule, char *out, size_t size);
 uint64_t flows_generation(void);       /* 0 without a table */
 const void *flows_table(void);         /* NULL without a table; valid until the policy has changed four more times */
 uint8_t flows_engine(void);            /* ENGINE_* of this process; ENGINE_OFF without a table */
+bool flows_ignore_firewall(void);     /* does the policy say so for this process? */
 bool flows_strict(void);               /* may a connection of this process be refused because it cannot be on a SAN? */
 #endif

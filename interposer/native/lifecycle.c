@@ -3,6 +3,7 @@
 #include "lifecycle.h"
 #include "engine.h"
 #include "fdtable.h"
+#include "firewall.h"
 #include "flows.h"
 #include "netinfo.h"
 #include "ports.h"
@@ -78,6 +79,7 @@ static void after_fork_child(void)
     if (alive)
         atomic_store(alive, 1);
     netinfo_after_fork_child();
+    firewall_after_fork_child();
     ports_after_fork_child();
     provider_unix_after_fork_child();
     fdtable_after_fork_child();

@@ -6,6 +6,7 @@
 #include "clock.h"
 #include "fdtable.h"
 #include "lifecycle.h"
+#include "netlink.h"
 #include "real.h"
 #include "reasons.h"
 #include <errno.h>
@@ -72,48 +73,6 @@ static void remember(struct entry *cache, const struct entry *entry)
     atomic_store_explicit(&lock, 0, memory_order_release);
 }
 
-/* A thread that is cancelled while it asks would leave the socket behind. -errno. */
-static int netlink_open(int protocol, int *cancel)
-{
-    int fd = real.socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol);
-    if (fd < 0)
-        return -errno;
-    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, cancel);
-    return fd;
-}
-
-static void netlink_close(int fd, int cancel)
-{
-    real.close(fd);
-    pthread_setcancelstate(cancel, NULL);
-}
-
-/* One request, one answer of at most `size` bytes; its length, or -errno. */
-static ssize_t netlink_ask(int protocol, void *request, size_t length, void *answer, size_t size)
-{
-    int cancel, fd = netlink_open(protocol, &cancel);
-    if (fd < 0)
-        return fd;
-    ssize_t got = real.send(fd, request, length, MSG_NOSIGNAL);
-    if (got >= 0)
-        do
-            got = real.recv(fd, answer, size, 0);
-        while (got < 0 && errno == EINTR);
-    if (got < 0)
-        got = -errno;
-    netlink_close(fd, cancel);
-    if (got >= 0) {
-        struct nlmsghdr *header = answer;
-        if ((size_t)got < sizeof *header || header->nlmsg_len > (size_t)got)
-            return -EPROTO;
-        if (header->nlmsg_type == NLMSG_ERROR) {
-            struct nlmsgerr *error = NLMSG_DATA(header);
-            return header->nlmsg_len >= NLMSG_LENGTH(sizeof error->error) && error->error < 0 ? error->error : -EPROTO;
-        }
-    }
-    return got;
-}
-
 static int ask_local(const struct endpoint *ep, struct endpoint *source)
 {
     bool v4 = endpoint_is_v4(ep);
@@ -174,30 +133,62 @@ int netinfo_local_now(const struct endpoint *ep)
     return result == -REASON_OTHER_MACHINE ? ask_local(ep, &source) : result;
 }
 
-static int ask_listener(const struct endpoint *ep, struct netinfo_listener *out)
+struct diag_answer {
+    char bytes[2048] __attribute__((aligned(8)));
+    struct inet_diag_msg *message;
+};
+
+/* The TCP listener that a connection from `peer` (NULL: from anywhere) to ep would reach, with one of its attributes. 0,
+ * or minus a reason number. */
+static int ask_diag(const struct endpoint *ep, const struct endpoint *peer, int attribute, struct diag_answer *answer)
 {
     bool v4 = endpoint_is_v4(ep);
+    size_t from = v4 ? 12 : 0, size = v4 ? 4 : 16;
     struct {
         struct nlmsghdr header;
         struct inet_diag_req_v2 body;
     } request = {
         .header = {sizeof request, SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST, 0, 0},
         .body = {.sdiag_family = v4 ? AF_INET : AF_INET6, .sdiag_protocol = IPPROTO_TCP, .idiag_states = ~0u,
+                 .idiag_ext = (uint8_t)(attribute <= 8 ? 1u << (attribute - 1) : 0),
                  .id = {.idiag_sport = htons(ep->port), .idiag_if = ep->scope,
                         .idiag_cookie = {INET_DIAG_NOCOOKIE, INET_DIAG_NOCOOKIE}}},
     };
-    memcpy(request.body.id.idiag_src, v4 ? ep->ip + 12 : ep->ip, v4 ? 4 : 16);
-    char answer[2048] __attribute__((aligned(8)));
-    ssize_t got = netlink_ask(NETLINK_SOCK_DIAG, &request, sizeof request, answer, sizeof answer);
+    memcpy(request.body.id.idiag_src, ep->ip + from, size);
+    if (peer) {
+        request.body.id.idiag_dport = htons(peer->port);
+        memcpy(request.body.id.idiag_dst, peer->ip + from, size);
+    }
+    ssize_t got = netlink_ask(NETLINK_SOCK_DIAG, &request, sizeof request, answer->bytes, sizeof answer->bytes);
     if (got == -ENOENT)
         return -REASON_NO_LISTENER;
-    struct nlmsghdr *header = (struct nlmsghdr *)(void *)answer;
+    struct nlmsghdr *header = (struct nlmsghdr *)(void *)answer->bytes;
     if (got < 0 || header->nlmsg_type != SOCK_DIAG_BY_FAMILY ||
         header->nlmsg_len < NLMSG_LENGTH(sizeof(struct inet_diag_msg)))
         return -REASON_LISTENER_UNKNOWN;
-    struct inet_diag_msg *message = NLMSG_DATA(header);
-    if (message->idiag_state != TCP_LISTEN_STATE)
-        return -REASON_NO_LISTENER;
+    answer->message = NLMSG_DATA(header);
+    return answer->message->idiag_state == TCP_LISTEN_STATE ? 0 : -REASON_NO_LISTENER;
+}
+
+static const void *diag_attribute(const struct diag_answer *answer, int type, size_t size)
+{
+    const struct nlmsghdr *header = (const struct nlmsghdr *)(const void *)answer->bytes;
+    int left = (int)(header->nlmsg_len - NLMSG_LENGTH(sizeof(struct inet_diag_msg)));
+    const struct rtattr *attribute =
+        (const struct rtattr *)(const void *)(answer->bytes + NLMSG_LENGTH(sizeof(struct inet_diag_msg)));
+    for (; RTA_OK(attribute, left); attribute = RTA_NEXT(attribute, left))
+        if (attribute->rta_type == type && RTA_PAYLOAD(attribute) >= size)
+            return RTA_DATA(attribute);
+    return NULL;
+}
+
+static int ask_listener(const struct endpoint *ep, struct netinfo_listener *out)
+{
+    struct diag_answer answer;
+    int error = ask_diag(ep, NULL, INET_DIAG_SKV6ONLY, &answer);
+    if (error)
+        return error;
+    struct inet_diag_msg *message = answer.message;
     struct endpoint *address = &out->address;
     *address = (struct endpoint){.port = ep->port};
     endpoint_set_wildcard(address, message->idiag_family == AF_INET);
@@ -210,13 +201,20 @@ static int ask_listener(const struct endpoint *ep, struct netinfo_listener *out)
     out->owner = message->idiag_uid;
     out->dual = false;
     if (message->idiag_family != AF_INET && endpoint_is_wildcard(address) && !endpoint_is_v4(address)) {
-        int left = (int)(header->nlmsg_len - NLMSG_LENGTH(sizeof *message));
-        struct rtattr *attribute = (struct rtattr *)(void *)(answer + NLMSG_LENGTH(sizeof *message));
-        for (; RTA_OK(attribute, left); attribute = RTA_NEXT(attribute, left))
-            if (attribute->rta_type == INET_DIAG_SKV6ONLY && RTA_PAYLOAD(attribute) >= 1)
-                out->dual = !*(uint8_t *)RTA_DATA(attribute);
+        const uint8_t *only = diag_attribute(&answer, INET_DIAG_SKV6ONLY, 1);
+        out->dual = only && !*only;
     }
     return 0;
+}
+
+int netinfo_discarded(const struct endpoint *ep, const struct endpoint *peer, uint32_t *count)
+{
+    struct diag_answer answer;
+    int error = ask_diag(ep, peer, INET_DIAG_SKMEMINFO, &answer);
+    const uint32_t *memory = error ? NULL : diag_attribute(&answer, INET_DIAG_SKMEMINFO, (SK_MEMINFO_DROPS + 1) * sizeof *memory);
+    if (memory)
+        *count = memory[SK_MEMINFO_DROPS];
+    return error ? error : memory ? 0 : -REASON_LISTENER_UNKNOWN;
 }
 
 int netinfo_listener(const struct endpoint *ep, struct netinfo_listener *listener)

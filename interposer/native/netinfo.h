@@ -16,6 +16,8 @@ struct netinfo_listener {
 };
 /* The TCP listener that a connection to ep would reach. 0, or minus a reason number. */
 int netinfo_listener(const struct endpoint *ep, struct netinfo_listener *listener);
+/* How many packets that listener has discarded; one from `peer` would be counted there. Never remembered. */
+int netinfo_discarded(const struct endpoint *ep, const struct endpoint *peer, uint32_t *count);
 /* Does the provider serve the subnet of this local address? That of an address that is local by a route alone (127.0.0.2) is
  * the narrowest in the table that it is in. The provider itself is asked about `local` alone (prefix 128, interface 0)
  * where there is none, where the kernel gives no table or where the table is too small; and about the wildcard

@@ -75,6 +75,7 @@ static bool section_valid(const struct table_header *header, const struct table_
            range_follows(section->rule, section->nrules, header->nrules, rule) &&
            section->file < header->strings_size &&
            section->engine <= ENGINE_OFF && section->otherwise <= OTHERWISE_ERROR &&
+           section->firewall <= FIREWALL_IGNORE &&
            providers_valid(section->providers) &&
            (!last || (section->npredicates == 0 && section->engine && section->otherwise));
 }
@@ -167,6 +168,8 @@ static void apply_sections(struct policy_table *table, const struct process_fact
             table->engine = section->engine;
         if (!table->otherwise)
             table->otherwise = section->otherwise;
+        if (!table->firewall)
+            table->firewall = section->firewall;
         if (!table->providers[0])
             memcpy(table->providers, section->providers, PROVIDERS_MAX);
     }

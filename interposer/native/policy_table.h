@@ -16,7 +16,7 @@ struct policy_table {
     const struct table_rule *rules;
     const char *strings;
     uint8_t *applies;                        /* for each section, whether its predicates hold here */
-    uint8_t engine, otherwise, providers[PROVIDERS_MAX];   /* of this process */
+    uint8_t engine, otherwise, firewall, providers[PROVIDERS_MAX];   /* of this process */
     _Atomic(struct rule_index *) index[2];   /* by role; owner: rule_index.c */
     _Atomic(struct flow *) flows;            /* owner: flows.c */
 };

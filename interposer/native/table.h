@@ -15,6 +15,7 @@ enum { FAMILY_V4 = 1, FAMILY_V6 = 2 };                            /* bits */
 enum { ACTION_TCP = 1, ACTION_SAN = 2, ACTION_ASK = 3 };
 enum { OTHERWISE_INHERIT = 0, OTHERWISE_TCP = 1, OTHERWISE_ERROR = 2 };
 enum { ENGINE_INHERIT = 0, ENGINE_EMBEDDED = 1, ENGINE_STARTUP = 2, ENGINE_HELPER = 3, ENGINE_REACTIVE = 4, ENGINE_OFF = 5 };
+enum { FIREWALL_INHERIT = 0, FIREWALL_HEED = 1, FIREWALL_IGNORE = 2 };
 enum { PREDICATE_EXE = 1, PREDICATE_NAME = 2, PREDICATE_ARG = 3, PREDICATE_USER = 4, PREDICATE_CGROUP = 5, PREDICATE_ENV = 6 };
 enum { PROVIDER_NONE = 0, PROVIDER_UNIX = 1 };
 #define PROVIDERS_MAX 4
@@ -39,7 +40,7 @@ struct table_header {
 
 /* A [[process]] section, or (the last) the global scope. It applies when all of its predicates hold. The predicates and
  * the rules of a section begin where those of the one before it end. The rules of the sections that apply are tried in
- * order, the global scope's last. Of `engine`, `otherwise` and `providers` the first applying section that sets one
+ * order, the global scope's last. Of `engine`, `otherwise`, `providers` and `firewall` the first applying section that sets one
  * wins; the global scope carries [defaults] and sets all of them. */
 struct table_section {
     uint32_t predicate, npredicates;
@@ -47,7 +48,8 @@ struct table_section {
     uint32_t file, line;                /* where it stands; file: a string */
     uint8_t engine, otherwise;
     uint8_t providers[PROVIDERS_MAX];   /* in order, ended by PROVIDER_NONE */
-    uint8_t reserved[2];
+    uint8_t firewall;                   /* FIREWALL_* */
+    uint8_t reserved;
 };
 
 /* Globs know `*` (any bytes) and `?` (one byte), nothing else. EXE is compared with the path of /proc/self/exe when the

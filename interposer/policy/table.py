@@ -17,6 +17,7 @@ FAMILY_V4, FAMILY_V6 = 1, 2
 ACTION_TCP, ACTION_SAN, ACTION_ASK = 1, 2, 3
 OTHERWISE_INHERIT, OTHERWISE_TCP, OTHERWISE_ERROR = 0, 1, 2
 ENGINE_INHERIT, ENGINE_EMBEDDED, ENGINE_STARTUP, ENGINE_HELPER, ENGINE_REACTIVE, ENGINE_OFF = range(6)
+FIREWALL_INHERIT, FIREWALL_HEED, FIREWALL_IGNORE = range(3)
 PREDICATE_EXE, PREDICATE_NAME, PREDICATE_ARG, PREDICATE_USER, PREDICATE_CGROUP, PREDICATE_ENV = range(1, 7)
 PROVIDER_NONE, PROVIDER_UNIX = 0, 1
 PROVIDERS_MAX = 4
@@ -27,8 +28,8 @@ FUNCTION_NONE = 0xFFFFFFFF
 # and functions; strings, strings_size; search_path, nsearch_path; libpython, python_home, engine_module, helper, key,
 # reserved.
 HEADER = struct.Struct("=8s4IQ18I")
-# predicate, npredicates, rule, nrules, file, line, engine, otherwise, providers, reserved
-SECTION = struct.Struct("=6I2B4s2x")
+# predicate, npredicates, rule, nrules, file, line, engine, otherwise, providers, firewall, reserved
+SECTION = struct.Struct("=6I2B4sBx")
 # kind, text, number, reserved
 PREDICATE = struct.Struct("=4I")
 # role, action, otherwise, reserved, providers, local_families, local_prefix, remote_families, remote_prefix,
@@ -49,7 +50,7 @@ class TableError(ValueError):
 class Section:
     """A [[process]] section or, the last one of a table, the global scope."""
 
-    __slots__ = ("engine", "file", "first_rule", "line", "nrules", "otherwise", "predicates", "providers")
+    __slots__ = ("engine", "file", "firewall", "first_rule", "line", "nrules", "otherwise", "predicates", "providers")
 
     def __init__(
         self,
@@ -61,6 +62,7 @@ class Section:
         engine: int,
         otherwise: int,
         providers: tuple[int, ...],
+        firewall: int,
     ) -> None:
         self.predicates = predicates
         self.first_rule = first_rule
@@ -70,6 +72,7 @@ class Section:
         self.engine = engine
         self.otherwise = otherwise
         self.providers = providers
+        self.firewall = firewall
 
 
 class Rule:
@@ -169,13 +172,13 @@ class Table:
             conditions.append((kind, raw(pattern), number))
         section_list = []
         for i in range(nsections):
-            first, count, rule, nrule, file, line, engine, otherwise, providers = SECTION.unpack_from(
+            first, count, rule, nrule, file, line, engine, otherwise, providers, firewall = SECTION.unpack_from(
                 data, sections + i * SECTION.size
             )
             section_list.append(
                 Section(
                     tuple(conditions[first : first + count]), rule, nrule, text(file), line, engine, otherwise,
-                    provider_list(providers),
+                    provider_list(providers), firewall,
                 )
             )  # fmt: skip
         rule_list = []

@@ -399,7 +399,7 @@ def grown(good: bytes, sections: int, rules: int, ranges: Callable[[int], tuple[
     rule = good[header[10] : header[10] + table.RULE.size]
     strings = good[header[14] : header[14] + header[15]]
     providers = bytes([1, 0, 0, 0])
-    body = b"".join(table.SECTION.pack(0, 0, *ranges(i), 0, 0, 1, 1, providers) for i in range(sections))
+    body = b"".join(table.SECTION.pack(0, 0, *ranges(i), 0, 0, 1, 1, providers, 0) for i in range(sections))
     begin = table.HEADER.size
     header[6:10] = begin, sections, begin, 0
     header[10:14] = begin + len(body), rules, begin, 0

@@ -147,7 +147,7 @@ MISTAKES = [
      '"otherwise" or "timeout_ms"; did you mean "local"?'),
     (HEAD + '[[process]]\nexec = "x"\n', '3: unknown key "exec" in [[process]]'),
     (HEAD + "[defaults]\nxyzzy = 1\n", '3: unknown key "xyzzy" in [defaults], expected "providers", "otherwise", "engine", '
-     '"timeout_ms" or "python_path"; remove it'),
+     '"ignore_firewall", "timeout_ms" or "python_path"; remove it'),
     (HEAD + "[[process]]\nexe = \"x\"\n[[process.rule]]\nfoo.bar = 1\n", '5: unknown key "foo" in [[process.rule]]'),
     (HEAD + "defaults = 3\n", "2: defaults is an integer, expected a table; write [defaults]"),
     (HEAD + "[rule]\nuse = \"tcp\"\n", "2: rule is a table, expected [[rule]] tables; write [[rule]]"),
@@ -262,7 +262,7 @@ def test_sections_that_do_nothing_are_warned_of(tmp_path: Path) -> None:
     """P4: A section without effect and a bracket in a pattern are warnings."""
     loaded = load(tmp_path, HEAD + '[[process]]\nexe = "a[bc]"\n')
     assert [str(warning).removeprefix(f"{tmp_path}/policy.toml:") for warning in loaded.warnings] == [
-        "2: [[process]] changes nothing; add a [[process.rule]], engine, otherwise or providers",
+        "2: [[process]] changes nothing; add a [[process.rule]], engine, otherwise, providers or ignore_firewall",
         '3: exe = "a[bc]": only * and ? are special, [ and { stand for themselves; use ? for one character',
     ]
 

@@ -39,7 +39,7 @@ REQUEST = "role family noptions function rule " + " ".join(
 SOCK_OPTION = struct.Struct("=hhB16sx")
 STRUCTURES = {
     "table_header": (table.HEADER, TABLE_HEADER),
-    "table_section": (table.SECTION, "predicate npredicates rule nrules file line engine otherwise providers"),
+    "table_section": (table.SECTION, "predicate npredicates rule nrules file line engine otherwise providers firewall"),
     "table_predicate": (table.PREDICATE, "kind text number reserved"),
     "table_rule": (table.RULE, TABLE_RULE),
     "table_function": (table.FUNCTION, "module name timeout_ms reserved file line"),
@@ -54,6 +54,7 @@ STRUCTURES = {
 CONSTANTS = {
     **{name: getattr(table, name) for name in dir(table) if name.startswith(("ROLE_", "FAMILY_", "ACTION_"))},
     **{name: getattr(table, name) for name in dir(table) if name.startswith(("OTHERWISE_", "ENGINE_", "PREDICATE_"))},
+    **{name: getattr(table, name) for name in dir(table) if name.startswith("FIREWALL_")},
     **{f"PROVIDER_{name.upper()}": number for name, number in NAMES.items()},
     "PROVIDER_NONE": table.PROVIDER_NONE,
     "PROVIDERS_MAX": table.PROVIDERS_MAX,

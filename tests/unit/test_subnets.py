@@ -39,7 +39,8 @@ SERVED, LOCAL, UP = 1, 2, 4
 def build(sanitizer: str) -> Path:
     place = ROOT / ".build" / "hosts"
     place.mkdir(parents=True, exist_ok=True)
-    sources = [HOSTS / "subnets_host.c", *(NATIVE / name for name in ("netinfo.c", "endpoint.c", "real.c"))]
+    names = ("netinfo.c", "netlink.c", "endpoint.c", "real.c")
+    sources = [HOSTS / "subnets_host.c", *(NATIVE / name for name in names)]
     flags = ("-D_GNU_SOURCE", *([f"-fsanitize={sanitizer}"] if sanitizer else []))
     return compile_c(place / f"subnets_host-{sanitizer or 'plain'}", *sources, flags=flags)
 
