@@ -49,6 +49,9 @@ INTERPOSER=off in the environment runs CMD as if sanrun were not there.
 """
 
 
+_SHORTAGES = (12, 23, 24)  # ENOMEM, ENFILE, EMFILE; the module errno is not loaded yet
+
+
 class Failure(Exception):
     """Nothing was started; `status` is the exit status."""
 
@@ -164,6 +167,11 @@ def main(*ignored: str) -> NoReturn:
     except Failure as failure:
         _say(str(failure))
         sys.exit(failure.status)
+    except (OSError, MemoryError) as error:
+        if isinstance(error, OSError) and error.errno not in _SHORTAGES:
+            sys.excepthook(*sys.exc_info())
+        _say(f"not enough is left to start the program: {str(error) or 'out of memory'}; raise the limits (ulimit -a)")
+        sys.exit(FAILED)
     except Exception:
         sys.excepthook(*sys.exc_info())  # a bug of ours must not look like an exit status of the command
         sys.exit(FAILED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import compileall
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -632,3 +633,31 @@ def test_warm_start_is_within_its_budget(environ: dict[str, str], policy: Callab
     compileall.compile_dir(PACKAGE, quiet=1)  # as an installation does
     best(words)
     assert best(words) - best(["/bin/true"]) < 0.025
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "said"),
+    [
+        (resource.RLIMIT_NOFILE, 4, "file descriptors"),
+        (resource.RLIMIT_DATA, 3000 << 10, "memory"),
+        (resource.RLIMIT_AS, 10000 << 10, "memory"),
+        (resource.RLIMIT_DATA, 4400 << 10, "memory"),
+    ],
+)
+def test_limits_too_low_for_the_launcher(
+    environ: dict[str, str], policy: Callable[[str], str], limit: int, value: int, said: str
+) -> None:
+    """O4, X6: one line that says what is short, and 125: before Python starts and while it reads the policy."""
+    result = subprocess.run(
+        [SANRUN, "--policy", policy("version = 1\n"), "true"],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(limit, (value, resource.getrlimit(limit)[1])),
+    )
+    assert result.returncode == 125, result.stderr
+    assert result.stderr.startswith("sanrun: ")
+    assert result.stderr.count("\n") == 1
+    assert said in result.stderr

@@ -139,8 +139,8 @@ def test_two_thousand_connections(san: World) -> None:
 
 
 def test_limit_below_the_socket(san: World) -> None:
-    """X6, S7: a socket of which a duplicate is above a limit that came later connects by TCP: no companion could take that
-    number. The server sees one connection."""
+    """X6, S7: a socket of which a duplicate is above a limit that came later connects by TCP: no companion could take
+    that number. The server sees one connection."""
     listener, address = san.listener()
     actor = limited(san, "lowered", "client", (1024, 4096))
     for above, limit in ((False, 60), (True, 40)):

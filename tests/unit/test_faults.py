@@ -40,8 +40,8 @@ WRAPPED = (
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_each_call_fails(scenario: str) -> None:
-    """X6, S7, S14, T12: the n-th call of each kind fails, for all n, with every error that the kernel may give, once and
-    from then on: TCP's result, no error that is not TCP's, no descriptor left, and the next connections work."""
+    """X6, S7, S14, T12: the n-th call of each kind fails, for all n, with every error that the kernel may give, once
+    and from then on: TCP's result, no error that is not TCP's, no descriptor left, and the next connections work."""
     program = switch_host("fault_host", "address", ("fault_host.c",), wrapped=WRAPPED)
     environment = {name: value for name, value in switched_environment().items() if name != "LD_PRELOAD"}
     run = subprocess.run(
