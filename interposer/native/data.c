@@ -15,28 +15,31 @@ static int native_flags(int flags)
     return (flags & ~IGNORED_BY_TCP_SEND) | (sandbox_closed ? 0 : MSG_NOSIGNAL);
 }
 
-/* Has the peer only stopped reading? TCP takes what is sent to it all the same. A process that shares the socket may have
- * ended its sending, which looks the same. */
-static bool peer_ignores(const struct sock *sock, int fd)
+static bool has_ended(int fd)
 {
     struct pollfd look = {fd, POLLRDHUP, 0};
-    return !sock->shut_write && sock->fork_count == lifecycle_forks() && real.poll(&look, 1, 0) == 0;
+    return real.poll(&look, 1, 0) == 1;
 }
 
-/* A reset by the peer is ECONNRESET once, without a signal; the kernel says EPIPE at once for AF_UNIX. */
-static ssize_t not_sent(const struct sock *sock, int fd, size_t size, int flags, int saved)
+/* The kernel says EPIPE at once for AF_UNIX. For TCP a reset is ECONNRESET once, without a signal; a peer that has only
+ * stopped reading is sent to all the same; and that a peer has closed is learnt from its answer to the next bytes. */
+static ssize_t not_sent(struct sock *sock, int fd, size_t size, int flags, int saved)
 {
     if (errno != EPIPE || sandbox_closed)
         return -1;
-    if (peer_ignores(sock, fd)) {
-        errno = saved;
-        return (ssize_t)size;
-    }
+    bool ended = has_ended(fd);
     int pending = 0;
     socklen_t length = sizeof pending;
-    if (real.getsockopt(fd, SOL_SOCKET, SO_ERROR, &pending, &length) == 0 && pending == ECONNRESET) {
+    if (ended && real.getsockopt(fd, SOL_SOCKET, SO_ERROR, &pending, &length) == 0 && pending == ECONNRESET) {
+        sock->shut_write = true;
         errno = ECONNRESET;
         return -1;
+    }
+    /* A process that shares the socket may have ended its sending. */
+    if (!sock->shut_write && (ended || sock->fork_count == lifecycle_forks())) {
+        sock->shut_write = ended && size;
+        errno = saved;
+        return (ssize_t)size;
     }
     if (!(flags & MSG_NOSIGNAL))
         raise(SIGPIPE);

@@ -12,9 +12,6 @@ from puppet import Entry
 History = Sequence[Entry]
 Predicate = Callable[[Entry, Entry, History], bool]
 
-SENDING = {"send", "write", "sendto", "sendmsg", "writev", "sendfile"}
-
-
 def _without(events: list[tuple[int, str]], word: str) -> list[tuple[int, str]]:
     return [(data, "|".join(part for part in names.split("|") if part != word)) for data, names in events]
 
@@ -29,10 +26,8 @@ def _d1(tcp: Entry, san: Entry, before: History) -> bool:
 
 
 def _d2(tcp: Entry, san: Entry, before: History) -> bool:
-    """One write earlier than TCP: EPIPE where TCP buffered, and the signal that goes with it."""
-    if san.call in SENDING:
-        return isinstance(tcp.fact, int) and san.fact == "EPIPE"
-    return False
+    """One write earlier than TCP, where the kernel writes by itself: EPIPE where TCP buffered, and the signal."""
+    return san.call == "sendfile" and isinstance(tcp.fact, int) and san.fact == "EPIPE"
 
 
 def _d3(tcp: Entry, san: Entry, before: History) -> bool:
