@@ -2,6 +2,7 @@
  * exported from hooks.def; the C names carry a prefix so that libc's own prototypes do not stand in the way. */
 #include "interposer/native/real.h"
 
+#include "interposer/native/clock.h"
 #include "interposer/native/companion.h"
 #include "interposer/native/connecting.h"
 #include "interposer/native/data.h"
@@ -15,6 +16,7 @@
 #include <netinet/in.h>
 #include <sched.h>
 #include <stdarg.h>
+#include <string.h>
 #include <linux/seccomp.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
@@ -526,39 +528,128 @@ int hook_unshare(int flags)
 
 /* --- calls by number --- */
 
-static __attribute__((noinline)) long by_number(long number, long a, long b, long c, long d)
+/* The kernel's own form of ppoll and pselect6: a mask of eight bytes, and the time that is left is told. */
+struct kernel_mask {
+    const void *bits;
+    size_t size;
+};
+
+static const sigset_t *wide_mask(struct kernel_mask narrow, sigset_t *wide)
 {
+    if (!narrow.bits)
+        return NULL;
+    sigemptyset(wide);
+    memcpy(wide, narrow.bits, sizeof(uint64_t));
+    return wide;
+}
+
+static long ppoll_by_number(struct pollfd *fds, nfds_t count, struct timespec *timeout, struct kernel_mask mask)
+{
+    sigset_t wide;
+    if (is_no_pointer(fds) || (timeout && is_no_pointer(timeout)) || (mask.bits && mask.size != sizeof(uint64_t)))
+        return real.syscall(SYS_ppoll, (long)fds, (long)count, (long)timeout, (long)mask.bits, (long)mask.size, 0);
+    bool told = timeout && timeout->tv_sec >= 0 && timeout->tv_sec < 1000000000;
+    int64_t end = told ? clock_ns(CLOCK_MONOTONIC) + timeout->tv_sec * 1000000000 + timeout->tv_nsec : 0;
+    int result = hook_ppoll(fds, count, timeout, wide_mask(mask, &wide));
+    if (told) {
+        int64_t left = end - clock_ns(CLOCK_MONOTONIC);
+        *timeout = left > 0 ? (struct timespec){left / 1000000000, left % 1000000000} : (struct timespec){0};
+    }
+    return result;
+}
+
+static long pselect_by_number(int count, fd_set *in, fd_set *out, fd_set *except, struct timespec *timeout,
+                              const struct kernel_mask *mask)
+{
+    sigset_t wide;
+    if (!readiness_selects(count, in, out, except) || (mask && mask->bits && mask->size != sizeof(uint64_t)))
+        return real.syscall(SYS_pselect6, count, (long)in, (long)out, (long)except, (long)timeout, (long)mask);
+    return readiness_select(count, in, out, except, timeout, mask ? wide_mask(*mask, &wide) : NULL);
+}
+
+static __attribute__((noinline)) long by_number(long number, long a, long b, long c, long d, long e, long f)
+{
+    int fd = (int)a;
     switch (number) {
-    case SYS_socket: return hook_socket((int)a, (int)b, (int)c);
-    case SYS_close: return hook_close((int)a);
+    case SYS_socket: return hook_socket(fd, (int)b, (int)c);
+    case SYS_bind: return hook_bind(fd, (const struct sockaddr *)b, (socklen_t)c);
+    case SYS_connect: return hook_connect(fd, (const struct sockaddr *)b, (socklen_t)c);
+    case SYS_listen: return hook_listen(fd, (int)b);
+    case SYS_accept: return hook_accept(fd, (struct sockaddr *)b, (socklen_t *)c);
+    case SYS_accept4: return hook_accept4(fd, (struct sockaddr *)b, (socklen_t *)c, (int)d);
+    case SYS_getsockname: return hook_getsockname(fd, (struct sockaddr *)b, (socklen_t *)c);
+    case SYS_getpeername: return hook_getpeername(fd, (struct sockaddr *)b, (socklen_t *)c);
+    case SYS_setsockopt: return hook_setsockopt(fd, (int)b, (int)c, (const void *)d, (socklen_t)e);
+    case SYS_getsockopt: return hook_getsockopt(fd, (int)b, (int)c, (void *)d, (socklen_t *)e);
+    case SYS_shutdown: return hook_shutdown(fd, (int)b);
+    case SYS_close: return hook_close(fd);
     case SYS_close_range: return hook_close_range((unsigned)a, (unsigned)b, (int)c);
-    case SYS_dup: return hook_dup((int)a);
+    case SYS_dup: return hook_dup(fd);
 #ifdef SYS_dup2
-    case SYS_dup2: return hook_dup2((int)a, (int)b);
+    case SYS_dup2: return hook_dup2(fd, (int)b);
+    case SYS_poll: return hook_poll((struct pollfd *)a, (nfds_t)b, (int)c);
+    case SYS_select: return hook_select(fd, (fd_set *)b, (fd_set *)c, (fd_set *)d, (struct timeval *)e);
 #endif
-    case SYS_dup3: return hook_dup3((int)a, (int)b, (int)c);
-    case SYS_connect: return hook_connect((int)a, (const struct sockaddr *)b, (socklen_t)c);
-    case SYS_listen: return hook_listen((int)a, (int)b);
-    case SYS_accept: return hook_accept((int)a, (struct sockaddr *)b, (socklen_t *)c);
-    default: return hook_accept4((int)a, (struct sockaddr *)b, (socklen_t *)c, (int)d);
+    case SYS_dup3: return hook_dup3(fd, (int)b, (int)c);
+    case SYS_fcntl: return hook_fcntl(fd, (int)b, c);
+    case SYS_ioctl: return hook_ioctl(fd, (unsigned long)b, (void *)c);
+    case SYS_read: return hook_read(fd, (void *)b, (size_t)c);
+    case SYS_readv: return hook_readv(fd, (const struct iovec *)b, (int)c);
+    case SYS_recvfrom: return hook_recvfrom(fd, (void *)b, (size_t)c, (int)d, (struct sockaddr *)e, (socklen_t *)f);
+    case SYS_recvmsg: return hook_recvmsg(fd, (struct msghdr *)b, (int)c);
+    case SYS_recvmmsg: return hook_recvmmsg(fd, (struct mmsghdr *)b, (unsigned)c, (int)d, (struct timespec *)e);
+    case SYS_write: return hook_write(fd, (const void *)b, (size_t)c);
+    case SYS_writev: return hook_writev(fd, (const struct iovec *)b, (int)c);
+    case SYS_sendto:
+        return hook_sendto(fd, (const void *)b, (size_t)c, (int)d, (const struct sockaddr *)e, (socklen_t)f);
+    case SYS_sendmsg: return hook_sendmsg(fd, (const struct msghdr *)b, (int)c);
+    case SYS_sendmmsg: return hook_sendmmsg(fd, (struct mmsghdr *)b, (unsigned)c, (int)d);
+    case SYS_ppoll:
+        return ppoll_by_number((struct pollfd *)a, (nfds_t)b, (struct timespec *)c, (struct kernel_mask){(void *)d, (size_t)e});
+    case SYS_pselect6:
+        return pselect_by_number(fd, (fd_set *)b, (fd_set *)c, (fd_set *)d, (struct timespec *)e, (struct kernel_mask *)f);
+    default: return hook_epoll_ctl(fd, (int)b, (int)c, (struct epoll_event *)d);
     }
 }
 
-static bool is_ours(long number)
+static bool is_ours(long number, long a, long c)
 {
     switch (number) {
     case SYS_socket:
+    case SYS_connect:
+    case SYS_listen:
+    case SYS_accept:
+    case SYS_accept4:
+    case SYS_getsockname:
+    case SYS_getpeername:
+    case SYS_setsockopt:
+    case SYS_getsockopt:
     case SYS_close:
     case SYS_close_range:
     case SYS_dup:
 #ifdef SYS_dup2
     case SYS_dup2:
+    case SYS_poll:
+    case SYS_select:
 #endif
     case SYS_dup3:
-    case SYS_connect:
-    case SYS_listen:
-    case SYS_accept:
-    case SYS_accept4: return true;
+    case SYS_ppoll:
+    case SYS_pselect6: return true;
+    case SYS_bind:
+    case SYS_shutdown:
+    case SYS_fcntl:
+    case SYS_ioctl:
+    case SYS_read:
+    case SYS_readv:
+    case SYS_recvfrom:
+    case SYS_recvmsg:
+    case SYS_recvmmsg:
+    case SYS_write:
+    case SYS_writev:
+    case SYS_sendto:
+    case SYS_sendmsg:
+    case SYS_sendmmsg: return fdtable_peek((int)a);
+    case SYS_epoll_ctl: return fdtable_peek((int)c);
     default: return false;
     }
 }
@@ -578,14 +669,16 @@ static __attribute__((noinline)) long set_up_ring(long entries, long parameters)
  * and a cloned child its return address, where the caller put them. tests/unit/test_build.py looks at the machine code. */
 long hook_syscall(long number, long a, long b, long c, long d, long e, long f)
 {
-    if (lifecycle_active && is_ours(number))
-        return by_number(number, a, b, c, d);
+    if (lifecycle_active && is_ours(number, a, c))
+        return by_number(number, a, b, c, d, e, f);
     if (number == SYS_seccomp && (a == SECCOMP_SET_MODE_STRICT || a == SECCOMP_SET_MODE_FILTER))
         switch_before_filter(a == SECCOMP_SET_MODE_STRICT, (const struct sock_fprog *)c);
     if (number == SYS_prctl && a == PR_SET_SECCOMP)
         switch_before_filter(b == SECCOMP_MODE_STRICT, (const struct sock_fprog *)c);
     if (number == SYS_clone)
         note_clone(a);
+    if (number == SYS_execve || number == SYS_execveat)
+        switch_before_exec();
     if (number == SYS_io_uring_setup)
         return set_up_ring(a, b);
     if (number == SYS_io_uring_enter && !uring_made)

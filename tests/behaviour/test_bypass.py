@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -83,3 +84,14 @@ def test_socket_that_a_ring_knows(lab: Lab, way: str) -> None:
     """T14, O1: a ring that took the socket in before its connect() goes on to hold that socket, so it stays TCP's."""
     outcome = lab.run("plain", ring_host(way), "connect-fixed", lab.port)
     assert (outcome.letter, outcome.carried) == ("T", ["IO_URING"])
+
+
+@pytest.mark.parametrize("wait", ["accept", "poll", "ppoll", "select", "pselect", "epoll"])
+def test_calls_by_number(lab: Lab, wait: str) -> None:
+    """T14, S2, S26, T6: a program that makes its calls by libc's syscall() is as well on the SAN as one that calls by
+    name, and sees the same."""
+    host = build_host("awkward_syscalls")
+    without = subprocess.run([host, wait], capture_output=True, text=True, timeout=30, check=False)
+    assert (without.returncode, without.stdout) == (0, "TT\n"), without
+    outcome = lab.run("plain", host, wait)
+    assert (outcome.letter, outcome.said, outcome.carried) == ("status 0", "UU\n", ["unix", "unix"]), outcome
