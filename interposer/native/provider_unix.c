@@ -368,16 +368,27 @@ static void copy_options(int from, int to)
     }
 }
 
-/* A beacon that is connected takes no other peer. */
+/* A beacon that is connected takes no other peer, even when its peer is gone. */
+static bool make_quiet(int beacon)
+{
+    struct sockaddr_un name = {.sun_family = AF_UNIX};
+    socklen_t length = sizeof name;
+    int peer = real.socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    bool done = peer >= 0 && real.bind(peer, (struct sockaddr *)&name, sizeof name.sun_family) == 0 &&
+                real.getsockname(peer, (struct sockaddr *)&name, &length) == 0 &&
+                real.connect(beacon, (struct sockaddr *)&name, length) == 0;
+    if (peer >= 0)
+        real.close(peer);
+    return done;
+}
+
 static int make_beacon(bool quiet)
 {
-    int pair[2];
-    if (!quiet)
-        return hidden_fd(real.socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-    if (socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) < 0)
-        return -1;
-    real.close(pair[1]);
-    return hidden_fd(pair[0]);
+    int beacon = hidden_fd(real.socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    if (beacon < 0 || !quiet || make_quiet(beacon))
+        return beacon;
+    hidden_close(beacon);
+    return -1;
 }
 
 static void unix_announce(wsp_descriptor descriptor)

@@ -51,6 +51,7 @@ static const struct {
     {SYS_recvfrom, {ANY}},
     {SYS_shutdown, {ANY}},
     {SYS_read, {ANY}},
+    {SYS_pread64, {ANY}},
     {SYS_write, {ANY}},
     {SYS_close, {ANY}},
     {SYS_dup3, {ANY}},
