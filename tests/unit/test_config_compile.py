@@ -13,7 +13,7 @@ from interposer.config import late_python
 from interposer.config.model import Policy
 from interposer.config.parse import ENGINES
 from interposer.policy import reasons, table
-from interposer.policy.engine import Engine, Facts, Table, glob_matches
+from interposer.policy.engine import Engine, Facts, section_applies, Table, glob_matches
 
 LAUNCHER: dict[str, Any] = {
     "libpython": "/usr/lib/libpython3.11.so.1.0",
@@ -92,6 +92,23 @@ def test_sections_set_defaults(tmp_path: Path) -> None:
     assert listen(both, v4("127.0.0.1"), 1)[:2] == (2, table.OTHERWISE_TCP)
     assert listen(both, v4("127.0.0.1"), 2)[:2] == (2, table.OTHERWISE_ERROR)
     assert Engine(found, Facts(name=b"b")).engine == table.ENGINE_EMBEDDED
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("", table.FIREWALL_HEED),
+        ("[defaults]\nignore_firewall = true\n", table.FIREWALL_IGNORE),
+        ("[defaults]\nignore_firewall = false\n", table.FIREWALL_HEED),
+        ('[[process]]\nname = "a"\nignore_firewall = true\n', table.FIREWALL_IGNORE),
+        ('[defaults]\nignore_firewall = true\n[[process]]\nname = "a"\nignore_firewall = false\n', table.FIREWALL_HEED),
+        ('[[process]]\nname = "b"\nignore_firewall = true\n', table.FIREWALL_HEED),
+    ],
+)
+def test_packet_filters(tmp_path: Path, body: str, expected: int) -> None:
+    """X9, P3: The first applying section that says so decides whether packet filters are heeded; else [defaults] do."""
+    sections = compiled(tmp_path, body).sections
+    assert next(s.firewall for s in sections if s.firewall and section_applies(s, Facts(name=b"a"))) == expected
 
 
 def test_unbound_source_has_the_family_of_the_destination(tmp_path: Path) -> None:

@@ -157,6 +157,8 @@ MISTAKES = [
     (HEAD + '[[rule]]\nlocal = 80\n', '3: local is an integer, expected "ADDRESS"'),
     (HEAD + '[[rule]]\nlocal = [\n"127.0.0.1",\n80]\n', "5: local holds an integer"),
     (HEAD + '[[rule]]\nlocal = [\n"127.0.0.1",\n"10.0.0.256"]\n', '5: local: "10.0.0.256" is not an IPv4 address'),
+    (HEAD + '[defaults]\nignore_firewall = "yes"\n',
+     "3: ignore_firewall is a string, expected true or false; write ignore_firewall = true"),
     (HEAD + "[[rule]]\nlocal = []\n", "3: local is empty and matches nothing; name an address"),
     (HEAD + '[[rule]]\nlocal = "127.0.0.1:70000"\n', '3: local: "70000" is not a port; expected 1 to 65535'),
     (HEAD + '[[rule]]\nrole = "listen"\nremote = "10.0.0.1"\n', '4: remote on a rule with role = "listen": a listener has no '
