@@ -6,6 +6,7 @@
 #include "interposer/native/companion.h"
 #include "interposer/native/connecting.h"
 #include "interposer/native/data.h"
+#include "interposer/native/handover.h"
 #include "interposer/native/lifecycle.h"
 #include "interposer/native/options.h"
 #include "interposer/native/readiness.h"
@@ -176,7 +177,7 @@ int hook_ioctl(int fd, unsigned long request, void *argument)
     int result = real.ioctl(fd, request, argument);
     if (sock && result == 0 && request == FIONBIO && sock_phase(sock) == SOCK_LISTENING) {
         sock->nonblocking = *(int *)argument;
-        if (!sock->nonblocking) {      /* the program's view; the listener itself stays non-blocking */
+        if (!sock->nonblocking && !sock->foreign) {      /* the program's view; the listener itself stays non-blocking */
             int on = 1;
             real.ioctl(fd, request, &on);
         }
@@ -198,7 +199,7 @@ int hook_setsockopt(int fd, int level, int name, const void *value, socklen_t le
         companion_option(sock, level, name, value, length);
         if (sock->unfit)               /* a listener with companions has to give them up */
             companion_retire(sock, sock->unfit);
-    } else if (result < 0 && errno == EOPNOTSUPP && (sock = switch_adopt(fd))) {
+    } else if (result < 0 && errno == EOPNOTSUPP && (sock = handover_adopt(fd))) {
         result = options_set(sock, fd, level, name, value, length);
         sock_put(sock);
     }
@@ -220,7 +221,7 @@ int hook_getsockopt(int fd, int level, int name, void *value, socklen_t *length)
     bool foreign = result < 0 ? errno == EOPNOTSUPP
                               : level == SOL_SOCKET && (name == SO_DOMAIN || name == SO_PROTOCOL) && room >= sizeof(int) &&
                                     *(int *)value == (name == SO_DOMAIN ? AF_UNIX : 0);
-    if (foreign && (sock = switch_adopt(fd))) {
+    if (foreign && (sock = handover_adopt(fd))) {
         *length = room;
         result = options_get(sock, fd, level, name, value, length);
         sock_put(sock);
@@ -262,14 +263,24 @@ ssize_t hook_recvfrom(int fd, void *buffer, size_t size, int flags, struct socka
 ssize_t hook_recvmsg(int fd, struct msghdr *message, int flags)
 {
     struct sock *sock = fdtable_companion(fd);
-    return sock ? data_recvmsg(sock, fd, message, flags) : real.recvmsg(fd, message, flags);
+    if (sock)
+        return data_recvmsg(sock, fd, message, flags);
+    ssize_t result = real.recvmsg(fd, message, flags);
+    if (result >= 0 && message->msg_controllen)
+        handover_received(message);
+    return result;
 }
 
 int hook_recvmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags, struct timespec *timeout)
 {
     struct sock *sock = fdtable_companion(fd);
-    return sock ? data_recvmmsg(sock, fd, messages, count, flags, timeout)
-                : real.recvmmsg(fd, messages, count, flags, timeout);
+    if (sock)
+        return data_recvmmsg(sock, fd, messages, count, flags, timeout);
+    int result = real.recvmmsg(fd, messages, count, flags, timeout);
+    for (int i = 0; i < result; i++)
+        if (messages[i].msg_hdr.msg_controllen)
+            handover_received(&messages[i].msg_hdr);
+    return result;
 }
 
 ssize_t hook_write(int fd, const void *buffer, size_t size)
@@ -312,13 +323,22 @@ ssize_t hook_sendmsg(int fd, const struct msghdr *message, int flags)
         flags &= ~MSG_FASTOPEN;
     }
     struct sock *sock = fdtable_companion(fd);
-    return sock ? data_sendmsg(sock, fd, message, flags) : real.sendmsg(fd, message, flags);
+    if (sock)
+        return data_sendmsg(sock, fd, message, flags);
+    if (!is_no_pointer(message) && message->msg_controllen)
+        handover_before_send(message);
+    return real.sendmsg(fd, message, flags);
 }
 
 int hook_sendmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags)
 {
     struct sock *sock = fdtable_companion(fd);
-    return sock ? data_sendmmsg(sock, fd, messages, count, flags) : real.sendmmsg(fd, messages, count, flags);
+    if (sock)
+        return data_sendmmsg(sock, fd, messages, count, flags);
+    for (unsigned i = 0; !is_no_pointer(messages) && i < count && i < UIO_MAXIOV; i++)
+        if (messages[i].msg_hdr.msg_controllen)
+            handover_before_send(&messages[i].msg_hdr);
+    return real.sendmmsg(fd, messages, count, flags);
 }
 
 /* --- readiness --- */
@@ -452,46 +472,92 @@ int hook_execle(const char *path, const char *first, ...)
 
 int hook_execve(const char *path, char *const arguments[], char *const environment[])
 {
-    switch_before_exec();
-    return real.execve(path, arguments, environment);
+    handover_before_exec(path, false, environment);
+    int result = real.execve(path, arguments, environment);
+    handover_after_exec();
+    return result;
 }
 
 int hook_execv(const char *path, char *const arguments[])
 {
-    switch_before_exec();
-    return real.execv(path, arguments);
+    return hook_execve(path, arguments, environ);
 }
 
 int hook_execvp(const char *file, char *const arguments[])
 {
-    switch_before_exec();
-    return real.execvp(file, arguments);
+    return hook_execvpe(file, arguments, environ);
 }
 
 int hook_execvpe(const char *file, char *const arguments[], char *const environment[])
 {
-    switch_before_exec();
-    return real.execvpe(file, arguments, environment);
+    handover_before_exec(file, true, environment);
+    int result = real.execvpe(file, arguments, environment);
+    handover_after_exec();
+    return result;
+}
+
+/* The program behind a descriptor; NULL where that is not known. */
+static const char *program_at(int directory, const char *path, int flags, char *out, size_t size)
+{
+    if (directory == AT_FDCWD || (!is_no_pointer(path) && *path == '/'))
+        return path;
+    if (is_no_pointer(path) || (!*path && !(flags & AT_EMPTY_PATH)))
+        return NULL;
+    int length = snprintf(out, size, "/proc/self/fd/%d%s%s", directory, *path ? "/" : "", path);
+    return length > 0 && (size_t)length < size ? out : NULL;
+}
+
+int hook_execveat(int directory, const char *path, char *const arguments[], char *const environment[], int flags)
+{
+    char name[4096];
+    handover_before_exec(program_at(directory, path, flags, name, sizeof name), false, environment);
+    int result = real.execveat(directory, path, arguments, environment, flags);
+    handover_after_exec();
+    return result;
 }
 
 int hook_fexecve(int fd, char *const arguments[], char *const environment[])
 {
-    switch_before_exec();
-    return real.fexecve(fd, arguments, environment);
+    char name[32];
+    handover_before_exec(program_at(fd, "", AT_EMPTY_PATH, name, sizeof name), false, environment);
+    int result = real.fexecve(fd, arguments, environment);
+    handover_after_exec();
+    return result;
 }
 
 int hook_posix_spawn(pid_t *pid, const char *path, const posix_spawn_file_actions_t *actions,
                      const posix_spawnattr_t *attributes, char *const arguments[], char *const environment[])
 {
-    switch_before_exec();
-    return real.posix_spawn(pid, path, actions, attributes, arguments, environment);
+    handover_before_spawn(path, false, environment, actions);
+    int result = real.posix_spawn(pid, path, actions, attributes, arguments, environment);
+    handover_after_spawn();
+    return result;
 }
 
 int hook_posix_spawnp(pid_t *pid, const char *file, const posix_spawn_file_actions_t *actions,
                       const posix_spawnattr_t *attributes, char *const arguments[], char *const environment[])
 {
-    switch_before_exec();
-    return real.posix_spawnp(pid, file, actions, attributes, arguments, environment);
+    handover_before_spawn(file, true, environment, actions);
+    int result = real.posix_spawnp(pid, file, actions, attributes, arguments, environment);
+    handover_after_spawn();
+    return result;
+}
+
+/* libc starts the shell by calls that no hook sees. */
+int hook_system(const char *command)
+{
+    handover_before_spawn("/bin/sh", false, environ, false);
+    int result = real.system(command);
+    handover_after_spawn();
+    return result;
+}
+
+FILE *hook_popen(const char *command, const char *mode)
+{
+    handover_before_spawn("/bin/sh", false, environ, false);
+    FILE *result = real.popen(command, mode);
+    handover_after_spawn();
+    return result;
 }
 
 /* A child with its parent's memory and thread-local data is what a vfork child is, whichever stack it runs on. */
@@ -677,8 +743,10 @@ long hook_syscall(long number, long a, long b, long c, long d, long e, long f)
         switch_before_filter(b == SECCOMP_MODE_STRICT, (const struct sock_fprog *)c);
     if (number == SYS_clone)
         note_clone(a);
-    if (number == SYS_execve || number == SYS_execveat)
-        switch_before_exec();
+    if (number == SYS_execve)
+        handover_before_exec((const char *)a, false, (char *const *)c);
+    if (number == SYS_execveat)
+        handover_before_exec(a == AT_FDCWD ? (const char *)b : NULL, false, (char *const *)d);
     if (number == SYS_io_uring_setup)
         return set_up_ring(a, b);
     if (number == SYS_io_uring_enter && !uring_made)

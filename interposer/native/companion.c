@@ -179,8 +179,7 @@ int companion_put_under(struct sock *sock, int fd, int with, int now, bool keep)
     return swap.error;
 }
 
-/* What the socket has been through may keep it on TCP: 0, or minus a reason number. A shared one does, because whoever
- * shares it would not know, or not serve, the companion. */
+/* What the socket has been through may keep it on TCP: 0, or minus a reason number. */
 static int fitness(const struct sock *sock)
 {
     if (sock->unfit)
@@ -189,9 +188,8 @@ static int fitness(const struct sock *sock)
         return -REASON_OPTIONS_LOST;
     if (sock->registrations_lost)
         return -REASON_EPOLL_LOST;
-    if (sock->fork_count != lifecycle_forks())
-        return -REASON_SHARED;
-    return 0;
+    /* Who shares it would not know, or not serve, the companion. Another program makes its own of a listener. */
+    return !sock->foreign && sock->fork_count != lifecycle_forks() ? -REASON_SHARED : 0;
 }
 
 static void close_companions(struct sock *sock)
@@ -329,6 +327,8 @@ void companion_unbind(struct sock *sock, int fd)
 int companion_connect(struct sock *sock, int fd, const struct endpoint *remote, const struct verdict *verdict)
 {
     int unfit = fitness(sock);
+    if (!unfit && sock->foreign)
+        unfit = -REASON_HANDED_ON;
     if (unfit)
         return unfit;
     const struct sock_option *v6only = options_find(sock, IPPROTO_IPV6, IPV6_V6ONLY);
@@ -359,7 +359,9 @@ void companion_abandon(struct sock *sock)
     companion->provider->wsp_close_socket(companion->descriptor);
 }
 
-/* One byte for each listener, shared with all forked processes: has any of them waited or accepted on it? */
+/* One byte for each listener, shared with all forked processes: has any of them waited on it, or called accept()? */
+enum { SERVED_BY_WAITING = 1, SERVED_BY_ACCEPTING = 2 };
+
 static _Atomic uint8_t *served_byte(const struct sock *sock)
 {
     return served_page ? &served_page[sock->served] : NULL;
@@ -380,8 +382,21 @@ void companion_serve(struct sock *sock, int fd)
 {
     _Atomic uint8_t *byte = served_byte(sock);
     if (byte && !atomic_load_explicit(byte, memory_order_relaxed))
-        atomic_store_explicit(byte, 1, memory_order_relaxed);
+        atomic_store_explicit(byte, SERVED_BY_WAITING, memory_order_relaxed);
     announce(sock, fd);
+}
+
+void companion_mark_accepting(const struct sock *sock)
+{
+    _Atomic uint8_t *byte = served_byte(sock);
+    if (byte && atomic_load_explicit(byte, memory_order_relaxed) != SERVED_BY_ACCEPTING)
+        atomic_store_explicit(byte, SERVED_BY_ACCEPTING, memory_order_relaxed);
+}
+
+bool companion_is_accepting(const struct sock *sock)
+{
+    _Atomic uint8_t *byte = served_byte(sock);
+    return !byte || atomic_load_explicit(byte, memory_order_relaxed) == SERVED_BY_ACCEPTING;
 }
 
 bool companion_is_served(const struct sock *sock)
@@ -404,19 +419,33 @@ static void reset_served(struct sock *sock)
     atomic_store_explicit(served_byte(sock), 0, memory_order_relaxed);
 }
 
-int companion_listen(struct sock *sock, int fd, const struct verdict *verdict, int backlog, bool quiet)
+static void learn_v6only(struct sock *sock, int fd)
+{
+    int only = 0;
+    socklen_t length = sizeof only;
+    if (sock->family == AF_INET6)
+        real.getsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &only, &length);
+    sock->v6only = only;
+}
+
+/* No accept may block on one listener while a client waits at another, so all of them are non-blocking, and the program's
+ * view is kept apart. The flag of a listener from elsewhere is left alone. */
+static void keep_from_blocking(struct sock *sock, int fd)
+{
+    int flags = real.fcntl(fd, F_GETFL, 0);
+    sock->nonblocking = flags & O_NONBLOCK;
+    if (!sock->nonblocking && !sock->foreign)
+        real.fcntl(fd, F_SETFL, flags | O_NONBLOCK);
+}
+
+int companion_listen(struct sock *sock, int fd, const struct verdict *verdict, int backlog, bool quiet, bool renew)
 {
     int reason = REASON_NO_PROVIDER, unfit = fitness(sock);
     if (unfit)
         return unfit;
     if (!sock->local.port)
         return -REASON_ADDRESS;
-    if (sock->family == AF_INET6) {
-        int only = 0;
-        socklen_t length = sizeof only;
-        real.getsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &only, &length);
-        sock->v6only = only;
-    }
+    learn_v6only(sock, fd);
     close_companions(sock);            /* of a listener that was shut down before */
     reset_served(sock);
     sock->quiet = quiet;
@@ -448,13 +477,9 @@ int companion_listen(struct sock *sock, int fd, const struct verdict *verdict, i
     }
     if (!sock->ncompanions)
         return -reason;
-    /* No accept may block on one listener while a client waits at another, so all of them are non-blocking, and the
-     * program's view is kept apart. */
-    int flags = real.fcntl(fd, F_GETFL, 0);
-    sock->nonblocking = flags & O_NONBLOCK;
-    if (!sock->nonblocking)
-        real.fcntl(fd, F_SETFL, flags | O_NONBLOCK);
-    int error = readiness_adopt_listener(sock);
+    if (!renew)
+        keep_from_blocking(sock, fd);
+    int error = renew ? readiness_renew_listener(sock) : readiness_adopt_listener(sock);
     if (error) {
         companion_leave(sock, fd);
         close_companions(sock);
@@ -463,6 +488,37 @@ int companion_listen(struct sock *sock, int fd, const struct verdict *verdict, i
     if (readiness_is_awaited(sock))
         announce(sock, fd);
     return 0;
+}
+
+bool companion_take(struct sock *sock, int fd, int *fds, int count)
+{
+    for (unsigned id = 0; id < PROVIDER_IDS && sock->ncompanions < PROVIDERS_MAX; id++) {
+        struct companion companion = {.provider = provider_by_id((uint8_t)id)};
+        bool nonblocking;
+        if (!companion.provider || !companion.provider->wsp_take ||
+            companion.provider->wsp_take(fds, count, sock->family, &sock->local, (uintptr_t)sock->item.index + 1,
+                                         &companion.descriptor, &nonblocking) < 0)
+            continue;
+        sock->nonblocking = nonblocking;
+        sock->companions[sock->ncompanions++] = companion;
+    }
+    if (!sock->ncompanions)
+        return false;
+    learn_v6only(sock, fd);
+    reset_served(sock);
+    sock->quiet = true;                /* perhaps; this program may have an io_uring */
+    return true;
+}
+
+bool companion_pass(const struct sock *sock, bool on)
+{
+    bool all = sock->ncompanions > 0;
+    for (int i = 0; i < sock->ncompanions; i++) {
+        const struct companion *companion = &sock->companions[i];
+        all = all && companion->provider->wsp_pass &&
+              companion->provider->wsp_pass(companion->descriptor, on, sock->nonblocking) == 0;
+    }
+    return all;
 }
 
 /* As accept() tells that a connection could not be taken. */
@@ -507,7 +563,7 @@ void companion_silence(struct sock *sock)
 void companion_leave(struct sock *sock, int fd)
 {
     readiness_abandon_listener(sock);
-    if (!sock->nonblocking) {
+    if (!sock->nonblocking && !sock->foreign) {
         int flags = real.fcntl(fd, F_GETFL, 0);
         if (flags >= 0)
             real.fcntl(fd, F_SETFL, flags & ~O_NONBLOCK);

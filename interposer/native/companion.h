@@ -22,8 +22,12 @@ void companion_abandon(struct sock *sock);
  * `keep`: its registrations in epolls stay recorded, because another exchange may follow. */
 int companion_put_under(struct sock *sock, int fd, int with, int now, bool keep);
 /* Companion listeners for a TCP listener, whose address is in sock->local. 0: at least one serves; minus a reason number: TCP only.
- * `quiet`: no client finds them before the program waits for one. */
-int companion_listen(struct sock *sock, int fd, const struct verdict *verdict, int backlog, bool quiet);
+ * `quiet`: no client finds them before the program waits for one. `renew`: in the place of silenced ones. */
+int companion_listen(struct sock *sock, int fd, const struct verdict *verdict, int backlog, bool quiet, bool renew);
+/* Those companions of a TCP listener that another program left among `fds`, of which it takes them; false: none. */
+bool companion_take(struct sock *sock, int fd, int *fds, int count);
+/* The next program is to have the companion listeners, or not: they become inheritable. False: it cannot. */
+bool companion_pass(const struct sock *sock, bool on);
 /* One connection from a companion listener. The new descriptor, who moves its data, *local and *peer; -EAGAIN, or another
  * -errno. */
 int companion_accept(struct sock *sock, int index, bool nonblocking, bool cloexec, struct moving *moving,
@@ -42,7 +46,10 @@ void companion_leave(struct sock *sock, int fd);
 /* The program waits or accepts on the listener by a hooked call. Clients find its companions from here on; but a process
  * that has an io_uring by now gives them up. */
 void companion_serve(struct sock *sock, int fd);
-/* Has this process, or one that shares the listener, done so? */
+/* It calls accept(). Who has only waited may leave that to another program. */
+void companion_mark_accepting(const struct sock *sock);
+/* Has this process, or one that shares the listener, waited, or accepted? */
+bool companion_is_accepting(const struct sock *sock);
 bool companion_is_served(const struct sock *sock);
 /* Who waits at a silenced companion is reset, as at a TCP listener that is shut down. */
 void companion_turn_away(struct sock *sock);

@@ -308,15 +308,27 @@ static int high_dup(int fd, bool to_park)
     return copy < 0 ? below_limit(fd, &limit) : copy;
 }
 
+static void mark_hidden(int fd)
+{
+    _Atomic(struct sock *) *place = entry(fd);
+    struct sock *old = place ? atomic_exchange(place, &hidden) : NULL;
+    if (old && old != &hidden)         /* closed by an instruction that no hook saw */
+        drop_alias(old, fd);
+}
+
+void hidden_adopt(int fd)
+{
+    int saved = errno;
+    mark_hidden(fd);
+    real.fcntl(fd, F_SETFD, FD_CLOEXEC);
+    errno = saved;
+}
+
 static int hide(int fd, bool to_park)
 {
     int saved = errno, copy = high_dup(fd, to_park);
-    if (copy >= 0) {
-        _Atomic(struct sock *) *place = entry(copy);
-        struct sock *old = place ? atomic_exchange(place, &hidden) : NULL;
-        if (old && old != &hidden)     /* closed by an instruction that no hook saw */
-            drop_alias(old, copy);
-    }
+    if (copy >= 0)
+        mark_hidden(copy);
     errno = saved;
     return copy;
 }

@@ -12,6 +12,7 @@ enum sock_phase {
     SOCK_FRESH,                        /* made, perhaps bound; not decided */
     SOCK_DECIDING,                     /* one thread is in connect() or listen() */
     SOCK_TCP,                          /* TCP for good */
+    SOCK_INHERITED,                    /* a listener from elsewhere: decided when this process first waits on it */
     SOCK_LISTENING,                    /* with companions */
     SOCK_CONNECTED,                    /* the companion is the descriptor */
     SOCK_CONNECTING,                   /* a placeholder is the descriptor until a provider completes the connect */
@@ -55,6 +56,7 @@ struct sock {
     uint8_t role;                      /* ROW_* of stats.h */
     bool bound, port_is_ours, shut_write;
     _Atomic bool in_epoll;             /* a connection that was registered with one at some time */
+    bool foreign;                      /* another program has it too, perhaps: its O_NONBLOCK is not ours alone */
     _Atomic bool announce;             /* connect() has yet to say 0 once */
     bool nonblocking;                  /* a listener: the program's view of O_NONBLOCK */
     uint16_t served;                   /* a listener: its byte on the page of companion.c */
@@ -150,6 +152,8 @@ int hidden_park(const struct sock *sock, int fd);
  * kernel more than 10 ms. */
 void hidden_prepare(void);
 int hidden_dup(int fd);
+/* fd stays where it is, as one of the switch's own. */
+void hidden_adopt(int fd);
 /* The program is out of descriptors: gives some parked sockets up, and with them the claim to their ports. False: there was
  * none. */
 bool hidden_reclaim(void);

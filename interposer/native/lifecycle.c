@@ -5,6 +5,7 @@
 #include "fdtable.h"
 #include "firewall.h"
 #include "flows.h"
+#include "handover.h"
 #include "netinfo.h"
 #include "ports.h"
 #include "provider_unix.h"
@@ -222,6 +223,7 @@ __attribute__((constructor)) static void start(void)
         stats_on_new_page(publish_all);
         __register_atfork(before_fork, after_fork_parent, after_fork_child, NULL);
         lifecycle_active = true;
+        handover_start();
         if (flows_engine() == ENGINE_STARTUP)
             engine_start(flows_table());
     }

@@ -25,7 +25,6 @@
 #define REFRESH_MS 750                 /* one thread asks for a new table, the others use the old one meanwhile */
 #define TCP_LISTEN_STATE 10
 #define SUBNETS 256
-#define PROVIDER_IDS 32
 #define LOOPBACK_INDEX 1               /* in every name space */
 
 struct entry {

@@ -71,6 +71,35 @@ bool options_record(struct sock *sock, int level, int name, const void *value, s
     return place;
 }
 
+void options_import(struct sock *sock, int fd)
+{
+    static const struct {
+        int16_t level, name;
+    } asked[] = {
+        {SOL_SOCKET, SO_BINDTODEVICE}, {SOL_SOCKET, SO_MARK}, {SOL_SOCKET, SO_ZEROCOPY}, {SOL_SOCKET, SO_BINDTOIFINDEX},
+        {IPPROTO_IP, IP_TRANSPARENT}, {IPPROTO_IP, IP_OPTIONS}, {IPPROTO_IP, IP_MINTTL}, {IPPROTO_IPV6, IPV6_TRANSPARENT},
+        {IPPROTO_IPV6, IPV6_RTHDR}, {IPPROTO_IPV6, IPV6_HOPOPTS}, {IPPROTO_IPV6, IPV6_DSTOPTS}, {IPPROTO_TCP, TCP_ULP},
+        {SOL_SOCKET, SO_KEEPALIVE}, {SOL_SOCKET, SO_LINGER}, {SOL_SOCKET, SO_OOBINLINE}, {SOL_SOCKET, SO_RCVTIMEO},
+        {SOL_SOCKET, SO_SNDTIMEO}, {IPPROTO_TCP, TCP_NODELAY}, {IPPROTO_TCP, TCP_CORK}, {IPPROTO_TCP, TCP_USER_TIMEOUT},
+    };
+    static const uint8_t none[SOCK_OPTION_SIZE];
+    socklen_t length = 0;
+    /* The length that comes back is the filter's; one of eBPF is not shown. */
+    if (real.getsockopt(fd, SOL_SOCKET, SO_GET_FILTER, NULL, &length) < 0 ? errno == EACCES : length > 0)
+        sock->unfit = REASON_OPTION;
+    for (size_t i = 0; i < sizeof asked / sizeof *asked; i++) {
+        uint8_t value[SOCK_OPTION_SIZE] = {0};
+        length = sizeof value;
+        int error = real.getsockopt(fd, asked[i].level, asked[i].name, value, &length) < 0 ? errno : 0;
+        if (error == ERANGE || error == EINVAL)   /* larger than the room: something is set */
+            length = sizeof value, value[0] = 1;
+        else if (error)
+            continue;
+        if (length <= sizeof value && memcmp(value, none, length) != 0)
+            options_record(sock, asked[i].level, asked[i].name, value, length);
+    }
+}
+
 bool options_nth(struct sock *sock, int nth, struct sock_option *option)
 {
     bool held = sock_lock(sock);

@@ -5,6 +5,8 @@
 
 /* After the real setsockopt succeeded on a socket that is not connected by a companion. False: there was no room. */
 bool options_record(struct sock *sock, int level, int name, const void *value, socklen_t length);
+/* Those that another program has set on the socket, as far as the kernel tells. */
+void options_import(struct sock *sock, int fd);
 const struct sock_option *options_find(const struct sock *sock, int level, int name);
 /* A copy of the nth recorded option, whole even if another thread records meanwhile; false: there are fewer. */
 bool options_nth(struct sock *sock, int nth, struct sock_option *option);

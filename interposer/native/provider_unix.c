@@ -582,6 +582,83 @@ static void unix_silence(wsp_descriptor descriptor)
     real.shutdown(listener->fd, SHUT_RDWR);
 }
 
+/* The beacon, which nobody reads, carries the program's view of O_NONBLOCK. */
+static int unix_pass(wsp_descriptor descriptor, bool on, bool nonblocking)
+{
+    const struct unix_companion *listener = from_descriptor(descriptor);
+    int flags = on ? 0 : FD_CLOEXEC;
+    if (!hidden_is(listener->fd) || !hidden_is(listener->beacon) || real.fcntl(listener->beacon, F_SETFD, flags) < 0)
+        return -EBADF;
+    if (real.fcntl(listener->fd, F_SETFD, flags) < 0) {
+        real.fcntl(listener->beacon, F_SETFD, FD_CLOEXEC);
+        return -EBADF;
+    }
+    return on && real.fcntl(listener->beacon, F_SETFL, nonblocking ? O_NONBLOCK : 0) < 0 ? -errno : 0;
+}
+
+static int socket_type(int fd)
+{
+    int type = 0;
+    socklen_t length = sizeof type;
+    return real.getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &length) < 0 ? -1 : type;
+}
+
+static bool listens(int fd)
+{
+    int on = 0;
+    socklen_t length = sizeof on;
+    return real.getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &on, &length) == 0 && on;
+}
+
+static bool unix_passed(int fd)
+{
+    struct endpoint local, ignored;
+    char kind;
+    return native_name(fd, false, &kind, &local, &ignored) == 0 && kind != 'C' &&
+           (socket_type(fd) == SOCK_DGRAM || listens(fd));
+}
+
+static int unix_take(int *fds, int count, int family, const struct endpoint *local, uintptr_t context, wsp_descriptor *out,
+                     bool *nonblocking)
+{
+    for (int i = 0; i < count; i++) {
+        struct sockaddr_un name, other;
+        socklen_t length = sizeof name;
+        struct endpoint own, ignored;
+        if (fds[i] < 0 || socket_type(fds[i]) != SOCK_STREAM ||
+            real.getsockname(fds[i], (struct sockaddr *)&name, &length) < 0)
+            continue;
+        char kind = parse_name(&name, length, &own, &ignored);
+        if (!kind || !endpoint_equal(&own, local))
+            continue;
+        int beacon = -1;
+        for (int j = 0; j < count && beacon < 0; j++) {
+            socklen_t size = sizeof other;
+            if (fds[j] >= 0 && j != i && socket_type(fds[j]) == SOCK_DGRAM &&
+                real.getsockname(fds[j], (struct sockaddr *)&other, &size) == 0 && size == length &&
+                memcmp(&name, &other, length) == 0)
+                beacon = j;
+        }
+        struct unix_companion *companion;
+        if (beacon < 0)
+            continue;
+        int error = take_companion(fds[i], context, &companion);
+        if (error)
+            return error;
+        hidden_adopt(fds[i]);
+        hidden_adopt(fds[beacon]);
+        companion->beacon = fds[beacon];
+        companion->family = family;
+        companion->dual = kind == 'D';
+        companion->local = *local;
+        *nonblocking = real.fcntl(companion->beacon, F_GETFL, 0) & O_NONBLOCK;
+        *out = (wsp_descriptor)companion;
+        fds[i] = fds[beacon] = -1;
+        return 0;
+    }
+    return -ENOENT;
+}
+
 static int unix_close_socket(wsp_descriptor descriptor)
 {
     struct unix_companion *companion = from_descriptor(descriptor);
@@ -652,6 +729,9 @@ const struct san_provider provider_unix = {
     .wsp_connect = unix_connect,
     .wsp_accept = unix_accept,
     .wsp_silence = unix_silence,
+    .wsp_pass = unix_pass,
+    .wsp_passed = unix_passed,
+    .wsp_take = unix_take,
     .wsp_close_socket = unix_close_socket,
     .wsp_poll_fd = unix_poll_fd,
     .wsp_detach = unix_detach,

@@ -8,6 +8,7 @@
 #include "reasons.h"
 #include "sandbox.h"
 #include "stats.h"
+#include "switch.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
@@ -286,6 +287,23 @@ bool readiness_is_awaited(const struct sock *sock)
     return false;
 }
 
+int readiness_renew_listener(struct sock *sock)
+{
+    int error = 0;
+    bool own = sock->epoll >= 0 && sock->epoll_pid == lifecycle_pid && hidden_is(sock->epoll);
+    for (int side = 0; !error && side < sock->ncompanions; side++) {
+        int fd = companion_poll_fd(sock, side);
+        if (own)
+            error = add(sock->epoll, fd, EPOLLIN | EPOLLEXCLUSIVE, (uint64_t)side + 1);
+        for (int i = 0; !error && i < sock->nregistrations; i++) {
+            const struct sock_registration *registration = &sock->registrations[i];
+            if (registration->epfd >= 0 && registration->via == registration->fd)
+                error = add(registration->epfd, fd, registration->events, registration->data);
+        }
+    }
+    return error ? -REASON_EPOLL_LIMIT : 0;
+}
+
 /* The private epolls stay until the socket is gone: another thread may wait on them. They wake it, because a companion
  * that was silenced shows a hang-up. */
 void readiness_abandon_listener(struct sock *sock)
@@ -381,6 +399,8 @@ int readiness_epoll_ctl(struct sock *sock, int epfd, int operation, int fd, stru
 {
     if (operation != EPOLL_CTL_DEL && !event)
         return real.epoll_ctl(epfd, operation, fd, event);
+    if (operation == EPOLL_CTL_ADD)
+        switch_serve(sock, fd);
     switch (sock_phase(sock)) {
     case SOCK_FRESH:
     case SOCK_CONNECTING: return ctl_fresh(sock, epfd, operation, fd, event);
@@ -420,12 +440,13 @@ static int stand_in(const struct pollfd *entry)
 {
     struct sock *sock = fdtable_peek(entry->fd);
     enum sock_phase phase = sock ? sock_phase(sock) : SOCK_FREE;
-    if (phase != SOCK_LISTENING && (phase != SOCK_CONNECTED || entry->events & WITH_HANG_UP))
+    if (phase != SOCK_LISTENING && phase != SOCK_INHERITED && (phase != SOCK_CONNECTED || entry->events & WITH_HANG_UP))
         return entry->fd;
     sock = fdtable_get(entry->fd);
     if (!sock)
         return entry->fd;
     int via = -1;
+    switch_serve(sock, entry->fd);
     if (sock_phase(sock) == SOCK_LISTENING)
         companion_serve(sock, entry->fd);
     if (sock_phase(sock) == SOCK_LISTENING)
@@ -476,6 +497,7 @@ static inline unsigned needs(int fd, short events)
     if (!sock)
         return KERNEL_ALONE;
     switch (sock_phase(sock)) {
+    case SOCK_INHERITED:
     case SOCK_LISTENING: return KERNEL_HELPED;
     case SOCK_CONNECTED:
     case SOCK_CONNECTING:

@@ -25,6 +25,8 @@ void readiness_after_swap(struct sock *sock, bool keep);
 int readiness_adopt_listener(struct sock *sock);
 /* Is the socket registered with any epoll? */
 bool readiness_is_awaited(const struct sock *sock);
+/* New companions have taken the place of silenced ones: where the epolls of this process held those, they hold these. */
+int readiness_renew_listener(struct sock *sock);
 /* Before the companions are closed: registrations stand for the TCP listener alone. */
 void readiness_abandon_listener(struct sock *sock);
 /* fd is no alias any more: what stands in epolls under its number is another socket's to change. */

@@ -65,6 +65,14 @@ struct san_provider {
 
     /* The kernel descriptor behind a companion: a listener's shows readiness, any shows its name space. */
     int (*wsp_poll_fd)(wsp_descriptor companion);
+    /* What another program gets of a listener. wsp_pass makes its descriptors inheritable, or close-on-exec again, and takes
+     * down for who inherits them whether the program's listener is non-blocking; -errno: they cannot be inherited.
+     * wsp_passed: is it such a descriptor? wsp_take makes a companion of those among `fds` that belong to a listener at
+     * `local`, and puts -1 in their place; -ENOENT: there are none. Only read and used where both are given. */
+    int (*wsp_pass)(wsp_descriptor listener, bool on, bool nonblocking);
+    bool (*wsp_passed)(int fd);
+    int (*wsp_take)(int *fds, int count, int family, const struct endpoint *local, uintptr_t context, wsp_descriptor *out,
+                    bool *nonblocking);
     /* Native providers: hands the kernel descriptor of a connected companion over to the switch, gives the handle back
      * and forgets the companion. Others: -EOPNOTSUPP. */
     int (*wsp_detach)(wsp_descriptor companion);
@@ -83,6 +91,7 @@ int wpu_close_socket_handle(wpu_handle handle);
  * such handle; -EINVAL: none is in progress there. */
 int wpu_complete_overlapped_request(wpu_handle handle, int error);
 
+#define PROVIDER_IDS 32
 extern const struct san_provider provider_unix;
 /* Ended by NULL; only the tests' builds have them. */
 extern const struct san_provider *const provider_tests[] __attribute__((weak, visibility("hidden")));

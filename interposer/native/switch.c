@@ -6,6 +6,7 @@
 #include "companion.h"
 #include "connecting.h"
 #include "flows.h"
+#include "handover.h"
 #include "lifecycle.h"
 #include "options.h"
 #include "ports.h"
@@ -19,6 +20,7 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <pthread.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -126,29 +128,50 @@ int switch_socket(int domain, int type, int protocol)
     return fd;
 }
 
-/* A TCP socket that another program made (exec, SCM_RIGHTS, socket activation) and may still have: it stays TCP's. */
-static struct sock *adopt_foreign(int fd)
+/* Companions for a listener in SOCK_DECIDING. One that another program has too gets its own at this process's first wait
+ * (`later`), so that no client waits for a process that never does. 0, or -EADDRNOTAVAIL. */
+static int decide_listen(struct sock *sock, int fd, int backlog, bool later, bool renew)
 {
-    int domain, protocol;
-    socklen_t length = sizeof domain;
-    if (!lifecycle_active || switch_guard || sandbox_closed || lifecycle_borrowed() ||
-        real.getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &length) < 0 || (domain != AF_INET && domain != AF_INET6) ||
-        real.getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &protocol, &length) < 0 || protocol != IPPROTO_TCP)
-        return NULL;
-    struct sock *sock = fdtable_new(fd, domain, SOCK_FRESH);
-    if (sock) {
-        sock->fork_count = lifecycle_forks();
-        sock->unfit = REASON_HANDED_ON;
+    struct verdict verdict;
+    struct endpoint nobody = {0};
+    sock->bound = true;
+    ports_local(fd, &sock->local);
+    decide(sock, ROLE_LISTEN, &sock->local, &nobody, &verdict);
+    sock->strict = verdict.otherwise == OTHERWISE_ERROR;
+    if (verdict.action == ACTION_SAN && later && !sock->unfit) {
+        atomic_store(&sock->phase, SOCK_INHERITED);
+        return 0;
     }
-    return sock;
+    int reason = -verdict.reason;
+    if (verdict.action == ACTION_SAN)
+        reason = companion_listen(sock, fd, &verdict, backlog, uring_possible, renew);
+    if (reason == 0) {
+        switch_listens(sock, fd);
+        return 0;
+    }
+    if (renew)
+        companion_leave(sock, fd);
+    stay_on_tcp(fd, sock, ROW_LISTEN, -reason);
+    return sock->strict ? -EADDRNOTAVAIL : 0;
+}
+
+void switch_listens(struct sock *sock, int fd)
+{
+    sock->role = ROW_LISTEN;
+    atomic_store(&sock->phase, SOCK_LISTENING);
+    for (int i = 0; i < sock->ncompanions; i++)
+        stats_listener(sock->companions[i].provider->id);
+    switch_publish(fd, sock);
+    trace_log("listen fd %d: provider %s", fd, sock->companions[0].provider->name);
 }
 
 int switch_listen(int fd, int backlog)
 {
     int saved = errno;
     struct sock *sock = hold(fd);
-    if (!sock)
-        sock = adopt_foreign(fd);
+    if (!sock) {
+        sock = handover_tcp(fd);
+    }
     errno = saved;
     bool ours = sock && begin(sock);
     int result = real.listen(fd, backlog);
@@ -162,33 +185,46 @@ int switch_listen(int fd, int backlog)
         return result;
     }
     saved = errno;
-    struct verdict verdict;
-    struct endpoint nobody = {0};
-    sock->bound = true;
-    ports_local(fd, &sock->local);
-    decide(sock, ROLE_LISTEN, &sock->local, &nobody, &verdict);
-    sock->strict = verdict.otherwise == OTHERWISE_ERROR;
-    int reason = -verdict.reason;
-    if (verdict.action == ACTION_SAN)
-        reason = companion_listen(sock, fd, &verdict, backlog, uring_possible);
-    if (reason == 0) {
-        sock->role = ROW_LISTEN;
-        atomic_store(&sock->phase, SOCK_LISTENING);
-        for (int i = 0; i < sock->ncompanions; i++)
-            stats_listener(sock->companions[i].provider->id);
-        switch_publish(fd, sock);
-        trace_log("listen fd %d: provider %s", fd, sock->companions[0].provider->name);
-    } else {
-        stay_on_tcp(fd, sock, ROW_LISTEN, -reason);
-        if (sock->strict) {            /* X7: a listener that TCP alone would serve is none */
-            real.shutdown(fd, SHUT_RDWR);
-            saved = EADDRNOTAVAIL;
-            result = -1;
-        }
+    result = decide_listen(sock, fd, backlog, sock->foreign, false);
+    if (result < 0) {                  /* X7: a listener that TCP alone would serve is none */
+        real.shutdown(fd, SHUT_RDWR);
+        saved = EADDRNOTAVAIL;
+        result = -1;
     }
     sock_put(sock);
     errno = saved;
     return result;
+}
+
+/* From `phase` to companions of this process's own. */
+static void serve(struct sock *sock, int fd, enum sock_phase phase)
+{
+    uint8_t expected = (uint8_t)phase;
+    if (switch_guard || sandbox_closed || lifecycle_borrowed() ||
+        !atomic_compare_exchange_strong(&sock->phase, &expected, SOCK_DECIDING))
+        return;
+    int saved = errno, cancel, backlog = handover_backlog(fd);
+    if (backlog < 0) {                 /* nobody called listen() yet, or the listener was shut down */
+        atomic_store(&sock->phase, phase == SOCK_INHERITED ? SOCK_FRESH : phase);
+        if (phase == SOCK_LISTENING)
+            companion_give_up(sock, fd, REASON_HANDED_ON);
+    } else {
+        pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
+        decide_listen(sock, fd, backlog, false, phase == SOCK_LISTENING);
+        pthread_setcancelstate(cancel, NULL);
+    }
+    errno = saved;
+}
+
+void switch_serve(struct sock *sock, int fd)
+{
+    enum sock_phase phase = sock_phase(sock);
+    if (phase == SOCK_LISTENING || phase == SOCK_TCP)
+        return;
+    if (phase == SOCK_INHERITED || (phase == SOCK_FRESH && sock->foreign))
+        serve(sock, fd, phase);
+    for (int tries = 0; tries < 100000 && sock->bound && sock_phase(sock) == SOCK_DECIDING; tries++)
+        sched_yield();                 /* another thread is at it: this one must not wait for TCP's clients alone */
 }
 
 struct replacement {
@@ -594,8 +630,11 @@ static int accept_side(struct sock *sock, int side, int fd, struct sockaddr *add
         return -EAGAIN;
     if (result == -EMFILE && companion && hidden_reclaim())
         result = accept_companion(sock, side, address, length, flags);
-    if (result == -EINVAL && companion) {   /* silenced: it was handed on, or shut down elsewhere; and drained */
-        companion_give_up(sock, fd, REASON_HANDED_ON);
+    if (result == -EINVAL && companion) {   /* silenced and drained */
+        if (sock->reason)
+            companion_give_up(sock, fd, sock->reason);
+        else                           /* it was handed on, or shut down elsewhere */
+            serve(sock, fd, SOCK_LISTENING);
         return -EAGAIN;
     }
     return result;
@@ -647,6 +686,10 @@ static int wait_for_connection(struct sock **held, int fd, int64_t *deadline)
     if (*deadline == 0) {
         int64_t limit = receive_timeout(sock, fd);
         *deadline = limit < 0 ? -1 : clock_ms() + limit;
+        /* An epoll of the program's with EPOLLEXCLUSIVE keeps what woke it from the private one. */
+        int ready = sock->nregistrations ? poll_sides(sock, fd, ~0u, 0) : 0;
+        if (ready > 0)
+            return ready;
     }
     for (;;) {
         int64_t left = *deadline < 0 ? -1 : *deadline - clock_ms();
@@ -681,11 +724,14 @@ static int wait_for_connection(struct sock **held, int fd, int64_t *deadline)
 static int accept_held(struct sock **held, int fd, struct sockaddr *address, socklen_t *length, int flags, bool plain)
 {
     int64_t deadline = 0;
-    while (sock_phase(*held) == SOCK_LISTENING) {
+    for (;;) {
         unsigned ready = UNKNOWN_SIDES;
-        companion_serve(*held, fd);
+        switch_serve(*held, fd);
+        if (sock_phase(*held) == SOCK_LISTENING)
+            companion_serve(*held, fd);
         if (sock_phase(*held) != SOCK_LISTENING)
             break;
+        companion_mark_accepting(*held);
         if (!(*held)->nonblocking) {
             int waited = wait_for_connection(held, fd, &deadline);
             if (waited < 0)
@@ -736,43 +782,6 @@ int switch_accept(int fd, struct sockaddr *address, socklen_t *length, int flags
 
 /* --- names --- */
 
-static const struct san_provider *const native_providers[] = {&provider_unix};
-
-/* A companion that came from elsewhere (exec, SCM_RIGHTS): its state is in its kernel names. */
-static struct sock *adopt_native(int fd)
-{
-    struct endpoint local, peer;
-    bool v6;
-    for (size_t i = 0; i < sizeof native_providers / sizeof *native_providers; i++) {
-        int end = native_providers[i]->wsp_recognise(fd, &local, &peer, &v6);
-        if (end < 0)
-            continue;
-        struct sock *sock = fdtable_new(fd, v6 ? AF_INET6 : AF_INET, SOCK_DECIDING);
-        if (!sock)
-            return NULL;
-        sock->fork_count = ~0u;        /* shared, as far as anybody knows */
-        sock->local = local;
-        sock->remote = peer;
-        sock->role = end ? ROW_ACCEPT : ROW_CONNECT;
-        sock->generation = flows_generation();
-        sock->companions[0].provider = native_providers[i];
-        atomic_store(&sock->phase, SOCK_CONNECTED);
-        switch_publish(fd, sock);
-        return sock;
-    }
-    return NULL;
-}
-
-struct sock *switch_adopt(int fd)
-{
-    int saved = errno;
-    struct sock *sock = NULL;
-    if (lifecycle_active && !switch_guard && !sandbox_closed && !lifecycle_borrowed() && !fdtable_peek(fd))
-        sock = adopt_native(fd);
-    errno = saved;
-    return sock;
-}
-
 /* The peer has closed after the program's own SHUT_WR: TCP would not know it any more. */
 static bool is_over(const struct sock *sock, int fd)
 {
@@ -787,7 +796,7 @@ static int name(int fd, struct sockaddr *address, socklen_t *length, bool peer)
         socklen_t room = is_no_pointer(length) ? 0 : *length;
         int result = (peer ? real.getpeername : real.getsockname)(fd, address, length);
         /* Only an AF_UNIX socket can be a companion from elsewhere, and the family is the first field of any answer. */
-        if (result < 0 || (room >= sizeof address->sa_family && address->sa_family != AF_UNIX) || !(sock = switch_adopt(fd)))
+        if (result < 0 || (room >= sizeof address->sa_family && address->sa_family != AF_UNIX) || !(sock = handover_adopt(fd)))
             return result;
         *length = room;
     }
@@ -864,10 +873,10 @@ int switch_shutdown(int fd, int how)
 
 int switch_close(int fd)
 {
-    if (lifecycle_borrowed())
-        return real.close(fd);
     if (hidden_is(fd))
         return fail(EBADF);
+    if (lifecycle_borrowed())
+        return real.close(fd);
     struct sock *sock = fdtable_peek(fd);
     if (sock && sock_phase(sock) == SOCK_TCP) {
         fdtable_drop(fd);
@@ -901,7 +910,8 @@ static bool close_gap(int fd, struct sock *sock, void *context)
 {
     struct gap *gap = context;
     if (sock_phase(sock) != SOCK_HIDDEN) {
-        fdtable_drop(fd);
+        if (!lifecycle_borrowed())     /* the table is the parent's */
+            fdtable_drop(fd);
         return true;
     }
     if ((unsigned)fd > gap->from)
@@ -912,10 +922,10 @@ static bool close_gap(int fd, struct sock *sock, void *context)
 
 int switch_close_range(unsigned first, unsigned last, int flags)
 {
-    if (!lifecycle_active || lifecycle_borrowed() || flags & ~CLOSE_RANGE_UNSHARE || first > last)   /* CLOEXEC: hidden ones are */
+    if (!lifecycle_active || flags & ~CLOSE_RANGE_UNSHARE || first > last)   /* CLOEXEC: hidden ones are */
         return real.close_range(first, last, flags);
     struct gap gap = {first, flags, 0};
-    bool held = connecting_hold_if_any();
+    bool held = !lifecycle_borrowed() && connecting_hold_if_any();
     fdtable_each(first, last, close_gap, &gap);
     if (gap.result == 0 && gap.from <= last && gap.from >= first)
         gap.result = real.close_range(gap.from, last, flags);
@@ -972,33 +982,13 @@ int switch_fcntl(struct sock *sock, int fd, int command, long argument)
         result = real.fcntl(fd, command, argument);
         return result >= 0 && !sock->nonblocking ? result & ~O_NONBLOCK : result;
     case F_SETFL:
-        result = real.fcntl(fd, command, argument | O_NONBLOCK);
+        result = real.fcntl(fd, command, sock->foreign ? argument : argument | O_NONBLOCK);
         if (result == 0)
             sock->nonblocking = argument & O_NONBLOCK;
         return result;
     default:
         return real.fcntl(fd, command, argument);
     }
-}
-
-static bool hand_on(int fd, struct sock *sock, void *context)
-{
-    (void)context;
-    if (sock_phase(sock) != SOCK_LISTENING || real.fcntl(fd, F_GETFD, 0) != 0)
-        return true;                   /* close-on-exec */
-    if (!sock->nonblocking)
-        real.fcntl(fd, F_SETFL, real.fcntl(fd, F_GETFL, 0) & ~O_NONBLOCK);
-    /* Nobody has served it so far: it is handed on, and the next program knows no companion. Clients must not wait. */
-    if (!companion_is_served(sock))
-        companion_silence(sock);
-    return true;
-}
-
-void switch_before_exec(void)
-{
-    int saved = errno;
-    fdtable_each(0, ~0u, hand_on, NULL);
-    errno = saved;
 }
 
 static bool leave_unserved(int fd, struct sock *sock, void *context)

@@ -15,8 +15,10 @@ int switch_connect(int fd, const struct sockaddr *address, socklen_t length);
 int switch_accept(int fd, struct sockaddr *address, socklen_t *length, int flags, bool plain);
 int switch_getsockname(int fd, struct sockaddr *address, socklen_t *length);
 int switch_getpeername(int fd, struct sockaddr *address, socklen_t *length);
-/* State for a native companion that this process did not make, with a reference; NULL for any other descriptor. */
-struct sock *switch_adopt(int fd);
+/* Before this process waits on a listener, or accepts: one that others may serve too (SOCK_INHERITED) is decided now. */
+void switch_serve(struct sock *sock, int fd);
+/* The socket has companion listeners from here on. */
+void switch_listens(struct sock *sock, int fd);
 /* A connect in progress has ended, as companion_resume says; fd is one of the socket's descriptors, or -1. */
 void switch_completed(struct sock *sock, int fd, const struct verdict *verdict, int result);
 /* Was every handler that may have interrupted us installed with SA_RESTART? poll and epoll_wait never restart; accept and
@@ -32,9 +34,6 @@ int switch_dup(int from, int command, long argument);
 int switch_dup2(int from, int to, int flags, bool three);
 /* F_GETFL and F_SETFL of a listener with companions, whose O_NONBLOCK is ours. */
 int switch_fcntl(struct sock *sock, int fd, int command, long argument);
-/* Before another program takes over: what it inherits looks as this program left it. Only reads the tables, so a vfork
- * child may call it. */
-void switch_before_exec(void);
 /* A seccomp filter comes, or the kernel's strict mode. Where it forbids what the switch does, listeners and new sockets
  * are TCP's from here on. */
 void switch_before_filter(bool strict, const struct sock_fprog *filter);

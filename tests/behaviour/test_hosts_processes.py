@@ -9,7 +9,7 @@ from awkward import KINDS, Lab, Outcome, build_host
 
 from interposer.policy import reasons
 
-INHERITED = "T"
+INHERITED = "U"
 """The letter of a listener that the program has handed to another one, so that it gave its companion up."""
 WAYS = {
     "vfork-exec": ("U", INHERITED),

@@ -421,7 +421,7 @@ TWIN(closed_while_accepting, "a", "S23: shutdown() wakes the thread that waits i
 }
 
 CASE(handed_on, "ab",
-     "S23: a listener that goes to another program unserved has silent companions; a close-on-exec one keeps them")
+     "S23: a listener that goes to another program before any accept() has silent companions, and new ones at the next")
 {
     char *const nothing[] = {NULL};
     for (int cloexec = 0; cloexec < 2; cloexec++)
@@ -432,22 +432,24 @@ CASE(handed_on, "ab",
             socklen_t length = address_of(&address, LOOPBACK, 0);
             check(bind(listener, (struct sockaddr *)&address, length) == 0 && listen(listener, 9) == 0);
             name_port("server", port_of(listener));
-            if (served)
-                app_poll(listener, POLLIN, 0);
-            forget_records();
-            check(execve("/nonexistent", nothing, nothing) == -1);
-            called(cloexec || served ? "" : "a.silence a1\n b.silence b1");
-            int client = socket(AF_INET, SOCK_STREAM, 0);
             length = address_of(&address, LOOPBACK, port_of(listener));
-            check(connect(client, (struct sockaddr *)&address, length) == 0);
-            served_by(client, cloexec || served ? 'a' : 't');
-            int server = accept(listener, NULL, NULL);
-            check(server >= 0);
-            served_by(listener, cloexec || served ? 'a' : 't');
-            if (!cloexec && !served)
-                stayed_because(listener, REASON_HANDED_ON);
-            close(client);
-            close(server);
+            for (int i = 0; i <= served; i++) {
+                bool first = i < served, kept = first || cloexec || served;
+                int client = socket(AF_INET, SOCK_STREAM, 0);
+                if (!first) {
+                    app_poll(listener, POLLIN, 0);
+                    forget_records();
+                    check(execve("/nonexistent", nothing, nothing) == -1);
+                    called_of(1u << CALL_SILENCE, kept ? "" : "a.silence a1\n b.silence b1");
+                }
+                check(connect(client, (struct sockaddr *)&address, length) == 0);
+                served_by(client, kept ? 'a' : 't');
+                int server = accept(listener, NULL, NULL);
+                check(server >= 0);
+                served_by(listener, 'a');
+                close(client);
+                close(server);
+            }
             close(listener);
             nothing_left();
         }
