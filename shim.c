@@ -174,6 +174,8 @@ int hook_fcntl64(int fd, int command, long argument)
 int hook_ioctl(int fd, unsigned long request, void *argument)
 {
     struct sock *sock = fdtable_peek(fd);
+    if (sock && fdtable_companion(fd))
+        return options_ioctl(sock, fd, request, argument);
     int result = real.ioctl(fd, request, argument);
     if (sock && result == 0 && request == FIONBIO && sock_phase(sock) == SOCK_LISTENING) {
         sock->nonblocking = *(int *)argument;
@@ -213,16 +215,14 @@ int hook_getsockopt(int fd, int level, int name, void *value, socklen_t *length)
         sock = fdtable_companion(fd);
     if (sock)
         return options_get(sock, fd, level, name, value, length);
-    socklen_t room = length ? *length : 0;
     int result = real.getsockopt(fd, level, name, value, length);
-    if (result == 0 && name == SO_ERROR && level == SOL_SOCKET && (sock = fdtable_peek(fd)) && room >= sizeof(int) &&
+    if (result == 0 && name == SO_ERROR && level == SOL_SOCKET && (sock = fdtable_peek(fd)) && *length == sizeof(int) &&
         *(int *)value == 0)
         *(int *)value = sock_take_error(sock);
     bool foreign = result < 0 ? errno == EOPNOTSUPP
-                              : level == SOL_SOCKET && (name == SO_DOMAIN || name == SO_PROTOCOL) && room >= sizeof(int) &&
+                              : level == SOL_SOCKET && (name == SO_DOMAIN || name == SO_PROTOCOL) && *length == sizeof(int) &&
                                     *(int *)value == (name == SO_DOMAIN ? AF_UNIX : 0);
     if (foreign && (sock = handover_adopt(fd))) {
-        *length = room;
         result = options_get(sock, fd, level, name, value, length);
         sock_put(sock);
     }

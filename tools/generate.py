@@ -1,4 +1,4 @@
-"""The parts of README.md that come from declarations in the code: hooked functions and reason codes."""
+"""The parts of README.md that come from declarations in the code: hooked functions, reason codes, socket options."""
 
 from __future__ import annotations
 
@@ -25,7 +25,31 @@ def reason_table() -> str:
     return "\n".join(rows)
 
 
-PARTS = {"hooks": hooks, "reasons": reason_table}
+TREATMENTS = {
+    "COMPANION": "the companion's own: told and asked",
+    "BUFFER": "told to the companion, answered as TCP does",
+    "RECORD": "kept within TCP's bounds, and read back: only packets would show it",
+    "SHADOW": "set on a hidden TCP socket, which answers",
+    "JOINED": "the same, connected to itself, because the answer depends on being connected",
+    "ANSWERED": "answered by the switch",
+    "STAYS": "set before the connection: TCP (`OPTION`), for somebody relies on its packets; later: as above",
+    "REFUSED": "set before the connection: TCP (`OPTION`); later: refused, as by a kernel without it",
+}
+
+
+def option_table() -> str:
+    text = (ROOT / "interposer/native/options.def").read_text()
+    found = re.findall(r"^OPTION\(\w+, \d+, (\w+), (\w+), ", text, re.MULTILINE)
+    found += re.findall(r"^IOCTL\(\w+, (\w+), (\w+)\)", text, re.MULTILINE)
+    rows = ["| on a SAN connection | options and ioctls |", "|---|---|"]
+    for treatment, words in TREATMENTS.items():
+        names = dict.fromkeys(name for name, how in found if how == treatment)
+        listed = "all others that TCP takes" if treatment == "SHADOW" else ", ".join(names)
+        rows.append(f"| {words} | {listed} |")
+    return "\n".join(rows)
+
+
+PARTS = {"hooks": hooks, "reasons": reason_table, "options": option_table}
 
 
 def generate(text: str) -> str:

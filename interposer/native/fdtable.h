@@ -70,6 +70,7 @@ struct sock {
     uint64_t generation;               /* of the policy that `rule` is of */
     uint32_t fork_count;               /* lifecycle's, when the socket was made */
     _Atomic int shadow;                /* hidden TCP socket that holds the port and answers for options, or -1 */
+    _Atomic int joined;                /* the shadow that was connected to itself; 0: none */
     _Atomic int epoll, epoll_old;      /* a listener's private epoll of this process, and an inherited one; or -1 */
     _Atomic int32_t epoll_pid;
     _Atomic uint64_t completion;       /* of a connect in progress: connecting.c */

@@ -1,44 +1,63 @@
 /* Owns the record of socket options (in struct sock, under its short lock). An established companion has no TCP options
- * of its own: common ones are answered from the record, all others by the shadow, a TCP socket that is not connected.
- * On the connecting side that is the parked socket; an accepted one gets a shadow when first needed. */
+ * of its own: what options.def says is answered from the record, all others by the shadow, a TCP socket. On the connecting
+ * side that is the parked socket; an accepted one gets a shadow when first needed. Some answers depend on being connected:
+ * for them the shadow is connected to itself, over the interface that TCP would have used. */
 #include "options.h"
 #include "companion.h"
 #include "connecting.h"
+#include "memory.h"
+#include "ports.h"
 #include "real.h"
 #include "reasons.h"
 #include "stats.h"
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/filter.h>
+#include <linux/sockios.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sched.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 
-#ifndef TCP_ULP
-#define TCP_ULP 31
-#endif
-#ifndef SO_BUF_LOCK
-#define SO_BUF_LOCK 72
-#endif
+#define JOIN_MS 20                     /* where the answer does not come at once, packets are filtered */
 
-/* Options with which a socket must stay on TCP: somebody relies on its packets (X9), or on TCP itself. */
-static bool keeps_tcp(int level, int name)
+enum treatment { JOINED, COMPANION, BUFFER, RECORD, SHADOW, ANSWERED, STAYS, REFUSED };
+
+struct entry {
+    uint8_t treatment, low;
+    uint16_t high;
+};
+
+#define FLAG 1
+#define MOST 0xffff
+#define LEVELS 4
+#define NUMBERS 256
+#define SLOT(level) ((level) == SOL_SOCKET ? 0 : (level) == IPPROTO_TCP ? 1 : (level) == IPPROTO_IP ? 2 : 3)
+#define OPTION(level, number, name, treatment, low, high) [SLOT(level)][number] = {treatment, low, high},
+#define IOCTL(number, name, treatment)
+static const struct entry table[LEVELS][NUMBERS] = {
+#include "options.def"
+};
+#undef OPTION
+#undef IOCTL
+
+static struct entry entry_of(int level, int name)
 {
-    switch (level) {
-    case SOL_SOCKET:
-        return name == SO_BINDTODEVICE || name == SO_MARK || name == SO_ATTACH_FILTER || name == SO_ATTACH_BPF ||
-               name == SO_ATTACH_REUSEPORT_CBPF || name == SO_ATTACH_REUSEPORT_EBPF || name == SO_BINDTOIFINDEX ||
-               name == SO_ZEROCOPY;
-    case IPPROTO_IP:
-        return name == IP_TRANSPARENT || name == IP_OPTIONS || name == IP_MINTTL;
-    case IPPROTO_IPV6:
-        return name == IPV6_TRANSPARENT || name == IPV6_RTHDR || name == IPV6_HOPOPTS || name == IPV6_DSTOPTS;
-    case IPPROTO_TCP:
-        return name == TCP_MD5SIG || name == TCP_REPAIR || name == TCP_ULP || name == TCP_FASTOPEN_CONNECT;
-    default:
-        return false;
-    }
+    bool known = (level == SOL_SOCKET || level == IPPROTO_TCP || level == IPPROTO_IP || level == IPPROTO_IPV6) &&
+                 name >= 0 && name < NUMBERS;
+    return known ? table[SLOT(level)][name] : (struct entry){0};
+}
+
+/* Must a socket with this option stay on TCP? */
+static bool keeps_tcp(int level, int name, const void *value, socklen_t length)
+{
+    uint32_t bytes = 0;
+    struct entry entry = entry_of(level, name);
+    if (level == SOL_SOCKET && name == SO_RCVLOWAT && length >= sizeof bytes)   /* AF_UNIX's poll does not know it */
+        memcpy(&bytes, value, sizeof bytes);
+    return entry.treatment == STAYS || entry.treatment == REFUSED || bytes > 1;
 }
 
 const struct sock_option *options_find(const struct sock *sock, int level, int name)
@@ -51,7 +70,12 @@ const struct sock_option *options_find(const struct sock *sock, int level, int n
 
 bool options_record(struct sock *sock, int level, int name, const void *value, socklen_t length)
 {
-    if (keeps_tcp(level, name))
+    static const int zero;
+    if (!memory_reads(value, length)) {   /* IPv6 takes NULL for 0; and a length may be more than there is */
+        length = sizeof zero;
+        value = memory_reads(value, length) ? value : &zero;
+    }
+    if (keeps_tcp(level, name, value, length))
         sock->unfit = REASON_OPTION;
     if (length > SOCK_OPTION_SIZE || !sock_lock(sock)) {
         sock->options_lost = true;
@@ -126,23 +150,10 @@ void options_replay(struct sock *sock, int fd)
 
 /* --- on a connected companion --- */
 
-/* Integer options of TCP that servers set on every connection, with the kernel's bounds: answered without a shadow. */
-static bool common(int level, int name, int *low, int *high, bool *flag)
+bool options_inherits(int level, int name)
 {
-    *low = INT32_MIN;
-    *high = INT32_MAX;
-    *flag = false;
-    if (level != IPPROTO_TCP)
-        return false;
-    switch (name) {
-    case TCP_NODELAY:
-    case TCP_CORK: *flag = true; return true;
-    case TCP_KEEPIDLE:
-    case TCP_KEEPINTVL: *low = 1; *high = 32767; return true;
-    case TCP_KEEPCNT: *low = 1; *high = 127; return true;
-    case TCP_USER_TIMEOUT: *low = 0; return true;
-    default: return false;
-    }
+    return level == SOL_SOCKET ? name != SO_PRIORITY
+                               : level != IPPROTO_TCP || (name != TCP_DEFER_ACCEPT && name != TCP_FASTOPEN);
 }
 
 int options_shadow(struct sock *sock)
@@ -156,8 +167,8 @@ int options_shadow(struct sock *sock)
     while (fresh < 0 && errno == EMFILE && hidden_reclaim());
     if (fresh < 0)
         return -1;
-    options_replay(sock, fresh);
     int none = 0;
+    options_replay(sock, fresh);
     if (sock_phase(sock) == SOCK_CONNECTED && sock->role == ROW_ACCEPT &&
         !options_find(sock, SOL_SOCKET, SO_PRIORITY))   /* which follows IP_TOS, but not so far */
         real.setsockopt(fresh, SOL_SOCKET, SO_PRIORITY, &none, sizeof none);
@@ -166,29 +177,58 @@ int options_shadow(struct sock *sock)
         hidden_close(fresh);
         return fd;
     }
+    atomic_store(&sock->joined, 0);
     return fresh;
 }
 
-/* What the companion itself answers, as TCP would; all else is the shadow's. */
-static bool native(int level, int name)
+static bool is_established(int fd)
 {
-    if (level != SOL_SOCKET)
-        return false;
-    switch (name) {
-    case SO_ERROR:
-    case SO_TYPE:
-    case SO_ACCEPTCONN:
-    case SO_RCVTIMEO:
-    case SO_SNDTIMEO:
-    case SO_RCVLOWAT:
-    case SO_LINGER:
-    case SO_KEEPALIVE:
-    case SO_OOBINLINE:
-    case SO_COOKIE:
-    case SO_NETNS_COOKIE:
-    case SO_INCOMING_CPU: return true;
-    default: return false;
+    struct pollfd look = {fd, POLLOUT, 0};
+    return real.poll(&look, 1, JOIN_MS) == 1 && look.revents == POLLOUT;
+}
+
+/* Connects the shadow to itself, so that it is as connected as TCP's socket would be. */
+static void join(struct sock *sock, int fd)
+{
+    static _Atomic bool in_vain;
+    struct linger reset = {1, 0};      /* no packet, and no claim to the port, outlives it */
+    struct sockaddr_storage address;
+    socklen_t length = sizeof address;
+    struct endpoint own;
+    if (in_vain)
+        return;
+    if (!ports_local(fd, &own) || !own.port) {
+        own = sock->local;
+        if (!ports_own(sock, fd, &own))
+            return;
     }
+    endpoint_to_sockaddr(&own, sock->family, (struct sockaddr *)&address, &length);
+    real.setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
+    real.fcntl(fd, F_SETFL, real.fcntl(fd, F_GETFL, 0) | O_NONBLOCK);
+    if ((real.connect(fd, (struct sockaddr *)&address, length) < 0 && errno != EINPROGRESS) || !is_established(fd)) {
+        options_part(sock, fd);
+        in_vain = true;
+    }
+}
+
+void options_part(struct sock *sock, int fd)
+{
+    const struct sockaddr nobody = {.sa_family = AF_UNSPEC};
+    struct linger none = {0};
+    real.connect(fd, &nobody, sizeof nobody);
+    if (!options_find(sock, SOL_SOCKET, SO_LINGER))
+        real.setsockopt(fd, SOL_SOCKET, SO_LINGER, &none, sizeof none);
+    atomic_store(&sock->joined, 0);
+}
+
+/* The shadow, connected as far as the socket is. */
+static int joined_shadow(struct sock *sock)
+{
+    int fd = options_shadow(sock), saved = errno;
+    if (fd >= 0 && sock_phase(sock) == SOCK_CONNECTED && atomic_exchange(&sock->joined, fd) != fd)
+        join(sock, fd);
+    errno = saved;
+    return fd;
 }
 
 static int refuse(int error)
@@ -204,93 +244,174 @@ static void tell_late(struct sock *sock, int fd, int level, int name, const void
     sock->options_late = true;
     if (connecting_goes_on(sock))
         return;
-    bool buffers = level == SOL_SOCKET && (name == SO_SNDBUF || name == SO_RCVBUF);
-    if (sock_phase(sock) != SOCK_CONNECTED || native(level, name) || buffers)
+    enum treatment treatment = entry_of(level, name).treatment;
+    if (sock_phase(sock) != SOCK_CONNECTED || treatment == COMPANION || treatment == BUFFER)
         real.setsockopt(fd, level, name, value, length);
+}
+
+static int set_record(struct sock *sock, int fd, int level, int name, const struct entry *entry, const void *value)
+{
+    int number;
+    memcpy(&number, value, sizeof number);
+    if (entry->high == FLAG)
+        number = number != 0;
+    else if (number < entry->low || (number > entry->high && entry->high != MOST))
+        return refuse(EINVAL);
+    int shadow = atomic_load(&sock->shadow);
+    if (!options_record(sock, level, name, &number, sizeof number) && shadow >= 0)
+        real.setsockopt(shadow, level, name, &number, sizeof number);
+    tell_late(sock, fd, level, name, &number, sizeof number);
+    return 0;
+}
+
+static int set_refused(int level, const struct entry *entry, const void *value)
+{
+    int number = 1;
+    if (level == SOL_SOCKET)           /* SO_ZEROCOPY */
+        memcpy(&number, value, sizeof number);
+    return number == 0 ? 0 : refuse(number < 0 || number > 1 ? EINVAL : entry->low);
 }
 
 int options_set(struct sock *sock, int fd, int level, int name, const void *value, socklen_t length)
 {
-    int low, high;
-    bool flag;
+    struct entry entry = entry_of(level, name);
     if ((int)length < 0)
         return refuse(EINVAL);
-    if (level == IPPROTO_TCP && (name == TCP_ULP || name == TCP_REPAIR))
-        return refuse(name == TCP_ULP ? ENOENT : EPERM);   /* what a kernel without them says: programs fall back */
-    if (level == SOL_SOCKET && name == SO_ZEROCOPY)
-        return refuse(EOPNOTSUPP);
-    if (common(level, name, &low, &high, &flag)) {
-        int number;
-        if (length < sizeof number)
+    if (entry.treatment == RECORD || entry.treatment == REFUSED) {
+        socklen_t least = level == IPPROTO_TCP && name == TCP_ULP ? 1 : sizeof(int);
+        if (length < least)
             return refuse(EINVAL);
-        if (is_no_pointer(value))
+        if (!memory_reads(value, least))
             return refuse(EFAULT);
-        memcpy(&number, value, sizeof number);
-        if (number < low || number > high)
-            return refuse(EINVAL);
-        if (flag)
-            number = number != 0;
-        int shadow = atomic_load(&sock->shadow);
-        if (!options_record(sock, level, name, &number, sizeof number) && shadow >= 0)
-            real.setsockopt(shadow, level, name, &number, sizeof number);
-        tell_late(sock, fd, level, name, &number, sizeof number);
-        return 0;
+        return entry.treatment == RECORD ? set_record(sock, fd, level, name, &entry, value)
+                                         : set_refused(level, &entry, value);
     }
-    if (native(level, name) && sock_phase(sock) != SOCK_CONNECTING) {
-        int result = real.setsockopt(fd, level, name, value, length);
-        if (result == 0)
-            options_record(sock, level, name, value, length);
-        return result;
-    }
-    int shadow = options_shadow(sock);
-    if (shadow < 0)
+    bool companion = entry.treatment == COMPANION && sock_phase(sock) != SOCK_CONNECTING;
+    bool apart = entry.treatment == SHADOW || entry.treatment == BUFFER || entry.treatment == COMPANION;
+    int target = companion ? fd : apart ? options_shadow(sock) : joined_shadow(sock);
+    if (target < 0)
         return refuse(ENOBUFS);
-    int result = real.setsockopt(shadow, level, name, value, length);
+    int result = real.setsockopt(target, level, name, value, length);
     if (result == 0) {
         options_record(sock, level, name, value, length);
-        tell_late(sock, fd, level, name, value, length);
+        if (!companion)
+            tell_late(sock, fd, level, name, value, length);
+        if (level == IPPROTO_IPV6 && name == IPV6_ADDRFORM)
+            sock->family = AF_INET;
     }
     return result;
 }
 
-static int answer(void *value, socklen_t *length, int number)
+/* The kernel writes an integer of its own first, and knows bad pointers. */
+static int answer(int fd, void *value, socklen_t *length, int number)
 {
-    socklen_t size = *length < sizeof number ? *length : sizeof number;
-    memcpy(value, &number, size);
-    *length = size;
-    return 0;
+    int result = real.getsockopt(fd, SOL_SOCKET, SO_TYPE, value, length);
+    if (result == 0)
+        memcpy(value, &number, *length);
+    return result;
+}
+
+/* As TCP counts them, with the peer's closing and the program's own. */
+static uint8_t tcp_state(const struct sock *sock, int fd)
+{
+    struct pollfd look = {fd, POLLRDHUP, 0};
+    if (sock_phase(sock) == SOCK_CONNECTING)
+        return TCP_SYN_SENT;
+    bool ended = real.poll(&look, 1, 0) == 1;
+    if (ended && look.revents & POLLERR)
+        return TCP_CLOSE;
+    return sock->shut_write ? ended ? TCP_CLOSE : TCP_FIN_WAIT2 : ended ? TCP_CLOSE_WAIT : TCP_ESTABLISHED;
+}
+
+static int get_answered(struct sock *sock, int fd, int level, int name, void *value, socklen_t *length)
+{
+    if (level == SOL_SOCKET && name != SO_PEERNAME)
+        return answer(fd, value, length, name == SO_DOMAIN ? sock->family : IPPROTO_TCP);
+    int shadow = joined_shadow(sock);
+    if (shadow < 0)
+        return refuse(ENOBUFS);
+    int result = real.getsockopt(shadow, level, name, value, length);
+    if (result < 0 || *length == 0)
+        return result;
+    if (level == IPPROTO_TCP) {        /* TCP_INFO */
+        *(uint8_t *)value = tcp_state(sock, fd);
+    } else if (level == IPPROTO_IP) {  /* IP_PROTOCOL, which is the local port */
+        int port = sock->local.port;
+        memcpy(value, &port, *length < sizeof port ? *length : sizeof port);
+    } else {
+        struct sockaddr_storage peer;
+        socklen_t size = sizeof peer;
+        endpoint_to_sockaddr(&sock->remote, sock->family, (struct sockaddr *)&peer, &size);
+        memcpy(value, &peer, *length < size ? *length : size);
+    }
+    return result;
+}
+
+/* What neither the program nor the switch could make the shadow say. */
+static bool differs(const struct sock *sock, int shadow, int level, int name, int *number)
+{
+    const struct sock_option *recorded = options_find(sock, level, name);
+    socklen_t length = sizeof *number;
+    bool v6 = level == IPPROTO_IPV6, accepted = sock->role == ROW_ACCEPT && sock_phase(sock) == SOCK_CONNECTED;
+    if (v6 && name == IPV6_V6ONLY && sock->port_is_ours) {   /* our bind() has set it */
+        *number = recorded && recorded->value[0];
+        return true;
+    }
+    if (v6 && name == IPV6_MULTICAST_IF && accepted) {   /* where the first packet came in */
+        *number = 1;
+        return true;
+    }
+    bool v4 = level == IPPROTO_IP && endpoint_is_v4(&sock->local);
+    bool hops = (v6 && name == IPV6_MULTICAST_HOPS) || (v4 && name == IP_MULTICAST_TTL);
+    return hops && accepted &&         /* what it had left */
+           real.getsockopt(shadow, level, v6 ? IPV6_UNICAST_HOPS : IP_TTL, number, &length) == 0;
 }
 
 int options_get(struct sock *sock, int fd, int level, int name, void *value, socklen_t *length)
 {
-    int low, high, number;
-    bool flag;
-    if (is_no_pointer(length) || is_no_pointer(value))
-        return refuse(EFAULT);
-    if ((int)*length < 0)
-        return refuse(EINVAL);
-    if (level == SOL_SOCKET && name == SO_DOMAIN)
-        return answer(value, length, sock->family);
-    if (level == SOL_SOCKET && name == SO_PROTOCOL)
-        return answer(value, length, IPPROTO_TCP);
-    if (sock_phase(sock) == SOCK_CONNECTING && level == SOL_SOCKET && name == SO_ERROR)
-        return answer(value, length, 0);
-    if (native(level, name) && sock_phase(sock) != SOCK_CONNECTING) {
+    struct entry entry = entry_of(level, name);
+    bool connecting = sock_phase(sock) == SOCK_CONNECTING;
+    if (entry.treatment == ANSWERED)
+        return get_answered(sock, fd, level, name, value, length);
+    if (connecting && level == SOL_SOCKET && name == SO_ERROR)
+        return answer(fd, value, length, 0);
+    if (entry.treatment == COMPANION && !connecting) {
         int result = real.getsockopt(fd, level, name, value, length);
-        if (result == 0 && name == SO_ERROR && *length >= 1 && *(uint8_t *)value == ECONNRESET)
+        if (result == 0 && level == SOL_SOCKET && name == SO_ERROR && *length >= 1 && *(uint8_t *)value == ECONNRESET)
             sock->shut_write = true;   /* both directions have ended */
         return result;
     }
-    const struct sock_option *recorded = options_find(sock, level, name);
-    if (recorded && common(level, name, &low, &high, &flag)) {
+    const struct sock_option *recorded = entry.treatment == RECORD || entry.treatment == BUFFER
+                                             ? options_find(sock, level, name) : NULL;
+    if (recorded && entry.treatment == RECORD) {
+        int number;
         memcpy(&number, recorded->value, sizeof number);
-        return answer(value, length, number);
+        return answer(fd, value, length, entry.high == FLAG ? number != 0 : number);
     }
-    int shadow = options_shadow(sock);
+    bool apart = recorded || entry.treatment == RECORD || entry.treatment == SHADOW || entry.treatment == COMPANION;
+    int shadow = apart ? options_shadow(sock) : joined_shadow(sock);
     if (shadow < 0)
         return refuse(ENOBUFS);
     int result = real.getsockopt(shadow, level, name, value, length);
-    if (result == 0 && level == IPPROTO_TCP && name == TCP_INFO && *length > 0)
-        *(uint8_t *)value = sock_phase(sock) == SOCK_CONNECTING ? TCP_SYN_SENT : TCP_ESTABLISHED;   /* tcpi_state */
+    int number;
+    if (result == 0 && differs(sock, shadow, level, name, &number))
+        memcpy(value, &number, *length < sizeof number ? *length : sizeof number);
     return result;
+}
+
+/* --- ioctl --- */
+
+int options_ioctl(struct sock *sock, int fd, unsigned long request, void *argument)
+{
+    enum treatment treatment = (request >> 8 & 0xff) == 0x89 ? SHADOW : COMPANION;   /* of sockets; of any file */
+    switch (request) {
+#define OPTION(level, number, name, treatment, low, high)
+#define IOCTL(number, name, how) case number: treatment = how; break;
+#include "options.def"
+#undef OPTION
+#undef IOCTL
+    default: break;
+    }
+    int target = treatment == COMPANION ? fd : options_shadow(sock);
+    return target < 0 ? refuse(ENOBUFS) : real.ioctl(target, request, argument);
 }

@@ -10,6 +10,8 @@ void options_import(struct sock *sock, int fd);
 const struct sock_option *options_find(const struct sock *sock, int level, int name);
 /* A copy of the nth recorded option, whole even if another thread records meanwhile; false: there are fewer. */
 bool options_nth(struct sock *sock, int nth, struct sock_option *option);
+/* Does TCP's accept() hand the listener's on? */
+bool options_inherits(int level, int name);
 /* Sets all recorded options on a TCP socket. */
 void options_replay(struct sock *sock, int fd);
 /* On a connected companion. */
@@ -17,4 +19,7 @@ int options_set(struct sock *sock, int fd, int level, int name, const void *valu
 /* The hidden TCP socket behind a companion, made at need; -1 when there is no descriptor for it. */
 int options_shadow(struct sock *sock);
 int options_get(struct sock *sock, int fd, int level, int name, void *value, socklen_t *length);
+int options_ioctl(struct sock *sock, int fd, unsigned long request, void *argument);
+/* The shadow `fd` is to be the program's socket again: ends what it was connected to. */
+void options_part(struct sock *sock, int fd);
 #endif

@@ -149,6 +149,23 @@ static bool bind_by_kernel(const struct sock *sock, int fd, struct range half, s
     return bound && ports_local(fd, local) && local->port;
 }
 
+bool ports_own(const struct sock *sock, int fd, struct endpoint *local)
+{
+    struct range half = upper_half();
+    bool bound = false;
+    /* With reuse a port that another such client holds would not be refused; the kernel's own choice shares none. */
+    bool shares = options_find(sock, SOL_SOCKET, SO_REUSEADDR) || options_find(sock, SOL_SOCKET, SO_REUSEPORT);
+    for (int tries = shares || options_find(sock, IPPROTO_IP, IP_LOCAL_PORT_RANGE) ? TRIES : 0; !bound && tries < TRIES; tries++) {
+        local->port = choose(&half);
+        if (!local->port)
+            break;
+        bound = bind_to(sock, fd, local);
+        if (!bound && errno != EADDRINUSE)
+            break;
+    }
+    return bound || bind_by_kernel(sock, fd, half, local);
+}
+
 int ports_bind(struct sock *sock, int fd, const struct endpoint *source, struct endpoint *local)
 {
     if (sock->bound && !ports_local(fd, local))
@@ -164,19 +181,7 @@ int ports_bind(struct sock *sock, int fd, const struct endpoint *source, struct 
         return 0;
     if (clock_coarse_ms() < atomic_load_explicit(&no_port_until, memory_order_relaxed))
         return -REASON_NO_PORT;
-    struct range half = upper_half();
-    bool bound = false;
-    /* With reuse a port that another such client holds would not be refused; the kernel's own choice shares none. */
-    bool shares = options_find(sock, SOL_SOCKET, SO_REUSEADDR) || options_find(sock, SOL_SOCKET, SO_REUSEPORT);
-    for (int tries = shares || options_find(sock, IPPROTO_IP, IP_LOCAL_PORT_RANGE) ? TRIES : 0; !bound && tries < TRIES; tries++) {
-        local->port = choose(&half);
-        if (!local->port)
-            break;
-        bound = bind_to(sock, fd, local);
-        if (!bound && errno != EADDRINUSE)
-            break;
-    }
-    if (!bound && !bind_by_kernel(sock, fd, half, local)) {
+    if (!ports_own(sock, fd, local)) {
         if (errno == EADDRNOTAVAIL)    /* it has just gone, and says nothing about ports */
             return -REASON_OTHER_MACHINE;
         if (errno == EINVAL && ports_local(fd, local) && local->port) {   /* bound where no hook saw it: bindresvport() */

@@ -8,5 +8,7 @@ bool ports_local(int fd, struct endpoint *local);
 /* S12: gives the TCP socket a concrete address and port where it has none: `source` and a free port. 0 and *local, or minus a
  * reason number. */
 int ports_bind(struct sock *sock, int fd, const struct endpoint *source, struct endpoint *local);
+/* Binds to local's address and a port that nobody has, into *local. False: with the errno of the last attempt. */
+bool ports_own(const struct sock *sock, int fd, struct endpoint *local);
 void ports_after_fork_child(void);
 #endif

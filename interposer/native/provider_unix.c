@@ -21,6 +21,8 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#define RCVTIMEO_NEW 66                /* as 64-bit ABIs call SO_RCVTIMEO and SO_SNDTIMEO otherwise */
+#define SNDTIMEO_NEW 67
 #define SLOTS 64
 #define BULK_BUFFER (1 << 20)          /* with the default, streams of large writes are slower than TCP */
 #define PRIVILEGED_PORTS 1024
@@ -341,7 +343,7 @@ static int unix_bind(wsp_descriptor descriptor, const struct endpoint *local)
 }
 
 static const int supported[] = {SO_RCVTIMEO, SO_SNDTIMEO, SO_SNDBUF, SO_RCVBUF, SO_SNDBUFFORCE, SO_RCVBUFFORCE, SO_RCVLOWAT,
-                                SO_LINGER, SO_KEEPALIVE, SO_OOBINLINE};
+                                SO_LINGER, SO_KEEPALIVE, SO_OOBINLINE, SO_PEEK_OFF, RCVTIMEO_NEW, SNDTIMEO_NEW};
 
 static bool unix_supports(int level, int name)
 {

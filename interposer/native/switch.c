@@ -8,6 +8,7 @@
 #include "flows.h"
 #include "handover.h"
 #include "lifecycle.h"
+#include "memory.h"
 #include "options.h"
 #include "ports.h"
 #include "readiness.h"
@@ -252,6 +253,9 @@ static int disconnect(struct sock *sock, int fd)
     struct replacement replacement = {sock, options_shadow(sock), 0};
     if (replacement.with < 0)
         return fail(ENOBUFS);
+    if (atomic_load(&sock->joined) == replacement.with)
+        options_part(sock, replacement.with);
+    atomic_store(&sock->joined, 0);
     real.fcntl(replacement.with, F_SETFL, real.fcntl(fd, F_GETFL, 0) & (O_NONBLOCK | O_ASYNC));
     options_replay(sock, replacement.with);
     fdtable_each(0, ~0u, replace, &replacement);
@@ -285,9 +289,11 @@ static int await(struct sock **held, int fd)
 static int connect_again(struct sock **held, int fd, const struct sockaddr *address, socklen_t length)
 {
     struct sock *sock = *held;
-    bool unspecified = !is_no_pointer(address) && length >= sizeof address->sa_family && address->sa_family == AF_UNSPEC;
-    if (is_no_pointer(address) && length)
+    if (length > sizeof(struct sockaddr_storage))
+        return fail(EINVAL);
+    if (!memory_reads(address, length))
         return fail(EFAULT);
+    bool unspecified = length >= sizeof address->sa_family && address->sa_family == AF_UNSPEC;
     if (sock_phase(sock) == SOCK_CONNECTING) {
         if (unspecified && connecting_cancel(sock, fd))
             return 0;
@@ -384,7 +390,8 @@ void switch_completed(struct sock *sock, int fd, const struct verdict *verdict, 
  * wildcard for the socket's own address (IPv4), or for loopback. */
 static bool destination(const struct sock *sock, int fd, const struct sockaddr *address, socklen_t length, struct endpoint *remote)
 {
-    if (is_no_pointer(address) || !endpoint_from_sockaddr(remote, address, length) || address->sa_family != sock->family || !remote->port)
+    if (length > sizeof(struct sockaddr_storage) || !memory_reads(address, length) ||
+        !endpoint_from_sockaddr(remote, address, length) || address->sa_family != sock->family || !remote->port)
         return false;
     if (!endpoint_is_wildcard(remote))
         return true;
@@ -539,11 +546,23 @@ static struct sock *adopt_accepted(int fd, const struct inherited *inherited, en
     return sock;
 }
 
+/* As the kernel hands an address out: 0 or -errno. */
+static int tell_address(const struct endpoint *ep, int family, struct sockaddr *address, socklen_t *length)
+{
+    socklen_t whole = family == AF_INET ? sizeof(struct sockaddr_in) : sizeof(struct sockaddr_in6);
+    if (!memory_takes(length, sizeof *length))
+        return -EFAULT;
+    if ((int)*length < 0)
+        return -EINVAL;
+    if (!memory_takes(address, *length < whole ? *length : whole))
+        return -EFAULT;
+    endpoint_to_sockaddr(ep, family, address, length);
+    return 0;
+}
+
 static int accept_companion(struct sock *listener, int index, struct sockaddr *address, socklen_t *length, int flags)
 {
     struct endpoint local, peer;
-    if (address && (is_no_pointer(address) || is_no_pointer(length)))
-        return -EFAULT;
     struct moving moving;
     int fd = companion_accept(listener, index, flags & SOCK_NONBLOCK, flags & SOCK_CLOEXEC, &moving, &local, &peer);
     if (fd < 0)
@@ -560,16 +579,19 @@ static int accept_companion(struct sock *listener, int index, struct sockaddr *a
     sock->local = local;
     sock->remote = peer;
     sock->companions[0].provider = listener->companions[index].provider;
-    for (int i = 0; i < listener->noptions; i++)   /* TCP's accept() leaves the priority behind */
-        if (listener->options[i].level != SOL_SOCKET || listener->options[i].name != SO_PRIORITY)
+    for (int i = 0; i < listener->noptions; i++)
+        if (options_inherits(listener->options[i].level, listener->options[i].name))
             sock->options[sock->noptions++] = listener->options[i];
     atomic_store(&sock->phase, SOCK_CONNECTED);
     stats_connection(sock->companions[0].provider->id);
     switch_publish(fd, sock);
     sock_put(sock);
-    if (address)
-        endpoint_to_sockaddr(&peer, listener->family, address, length);
-    return fd;
+    int error = address ? tell_address(&peer, listener->family, address, length) : 0;
+    if (error) {                       /* as TCP: the connection is lost */
+        fdtable_drop(fd);
+        real.close(fd);
+    }
+    return error ? error : fd;
 }
 
 /* A connection that came by TCP. The call may block: no reference is held. */
@@ -793,24 +815,16 @@ static int name(int fd, struct sockaddr *address, socklen_t *length, bool peer)
 {
     struct sock *sock = fdtable_companion(fd) ? fdtable_get(fd) : NULL;
     if (!sock) {
-        socklen_t room = is_no_pointer(length) ? 0 : *length;
+        socklen_t room = memory_reads(length, sizeof *length) ? *length : 0;
         int result = (peer ? real.getpeername : real.getsockname)(fd, address, length);
         /* Only an AF_UNIX socket can be a companion from elsewhere, and the family is the first field of any answer. */
         if (result < 0 || (room >= sizeof address->sa_family && address->sa_family != AF_UNIX) || !(sock = handover_adopt(fd)))
             return result;
         *length = room;
     }
-    int result = 0;
-    if (peer && (connecting_goes_on(sock) || is_over(sock, fd)))
-        result = fail(ENOTCONN);
-    else if (is_no_pointer(length))
-        result = fail(EFAULT);
-    else if ((int)*length < 0)
-        result = fail(EINVAL);
-    else if (is_no_pointer(address) && *length)
-        result = fail(EFAULT);
-    else
-        endpoint_to_sockaddr(peer ? &sock->remote : &sock->local, sock->family, address, length);
+    bool none = peer && (connecting_goes_on(sock) || is_over(sock, fd));
+    int error = none ? -ENOTCONN : tell_address(peer ? &sock->remote : &sock->local, sock->family, address, length);
+    int result = error ? fail(-error) : 0;
     sock_put(sock);
     return result;
 }
