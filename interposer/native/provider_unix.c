@@ -21,6 +21,10 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#ifndef SO_PASSRIGHTS
+#define SO_PASSRIGHTS 83
+#endif
+
 #define RCVTIMEO_NEW 66                /* as 64-bit ABIs call SO_RCVTIMEO and SO_SNDTIMEO otherwise */
 #define SNDTIMEO_NEW 67
 #define SLOTS 64
@@ -399,6 +403,14 @@ static void unix_announce(wsp_descriptor descriptor)
     real.connect(from_descriptor(descriptor)->beacon, &nobody, sizeof nobody);
 }
 
+/* Whoever connects can send descriptors, which would be closed unseen, but at our cost. What is accepted inherits this, where
+ * the kernel has it (6.16). */
+static void refuse_descriptors(int fd)
+{
+    int off = 0;
+    real.setsockopt(fd, SOL_SOCKET, SO_PASSRIGHTS, &off, sizeof off);
+}
+
 static int unix_listen(wsp_descriptor descriptor, int backlog, bool v6only, bool quiet)
 {
     struct unix_companion *companion = from_descriptor(descriptor);
@@ -416,6 +428,7 @@ static int unix_listen(wsp_descriptor descriptor, int backlog, bool v6only, bool
                 continue;
             return -errno;
         }
+        refuse_descriptors(companion->fd);
         if (real.listen(companion->fd, backlog) < 0)
             return -errno;
         /* The beacon comes last: who sees it finds a listener. */

@@ -13,7 +13,7 @@ from interposer.config import late_python
 from interposer.config.model import Policy
 from interposer.config.parse import ENGINES
 from interposer.policy import reasons, table
-from interposer.policy.engine import Engine, Facts, section_applies, Table, glob_matches
+from interposer.policy.engine import Engine, Facts, Table, glob_matches, section_applies
 
 LAUNCHER: dict[str, Any] = {
     "libpython": "/usr/lib/libpython3.11.so.1.0",
