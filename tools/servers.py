@@ -89,7 +89,7 @@ def node(apps: Programs, policy: Policy | None, port: int, site: Path, *, cluste
     argv = ["env", f"UV_USE_IO_URING={int(ring)}", "node", str(APPS / "node_server.js"), str(port), str(site)]
     if cluster:
         argv += [cluster, str(WORKERS)]
-    return apps.serve(argv, policy, port, companion=companion and cluster != "none",
+    return apps.serve(argv, policy, port, companion=companion,
                       processes=1 + WORKERS if cluster else 1)
 
 
@@ -107,5 +107,5 @@ def uvicorn(apps: Programs, policy: Policy | None, port: int, site: Path, worker
     application = ["--app-dir", str(APPS), "--no-access-log", "web_app:asgi"]
     argv = ["env", f"--chdir={site}", str(UVICORN), "--host", LOOPBACK, "--port", str(port), "--workers", str(workers)]
     # The parent, a process that watches over shared resources, and the workers.
-    return apps.serve([*argv, *application], policy, port, companion=workers == 1,
+    return apps.serve([*argv, *application], policy, port,
                       processes=1 if workers == 1 else 2 + workers)

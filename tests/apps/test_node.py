@@ -125,12 +125,11 @@ def test_cluster(apps: Programs, site: Path, policy: Policy, ring: bool) -> None
 
 
 def test_cluster_that_shares(apps: Programs, site: Path, plain: Policy, ring: bool) -> None:
-    """T5, S7, S23, O1: workers that listen on a descriptor which their primary bound and passed to them serve all
-    clients by TCP, and say why."""
+    """T5, S23: workers that listen on a descriptor which their primary bound and passed to them are on the SAN."""
     port = apps.port()
-    server = servers.node(apps, plain, port, site, cluster="none", companion=False)
+    server = serve(apps, plain, port, site, ring, "none")
     client = keeper(apps, "python", plain, port)
-    looks.on_tcp(port, client, server, "NO_COMPANION", "IO_URING" if ring else "HANDED_ON")
+    carried(port, client, server, ring)
     assert kept(client, site / "small") == 1
     assert answering(apps, plain, port) <= server.pids - {server.pid}
     assert requests(wrk(apps, plain, port)) > 0

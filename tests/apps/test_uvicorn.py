@@ -24,6 +24,7 @@ BIND = f"""\
 import socket, subprocess, sys
 bound = socket.socket()
 bound.bind(("127.0.0.1", int(sys.argv[1])))
+bound.setsockopt(socket.SOL_SOCKET, 60, int(sys.argv[2]))   # SO_ZEROCOPY
 subprocess.run([sys.executable, "-c", {LISTEN!r}, str(bound.fileno())], pass_fds=[bound.fileno()], check=True)
 """
 
@@ -63,24 +64,29 @@ def test_kept_connection(apps: Programs, site: Path, plain: Policy) -> None:
     "plain_side", ["neither", *(pytest.param(side, marks=pytest.mark.long) for side in ("client", "server"))]
 )
 def test_workers(apps: Programs, site: Path, plain: Policy, plain_side: str) -> None:
-    """T4, T5, S7, S23, O1: workers that listen on a socket which their parent bound, and which came to them by exec,
-    serve all clients by TCP and say why; each gets its share."""
+    """T4, T5, S7, S23: workers that listen on a socket which their parent bound, and which came to them by exec, are on
+    the SAN; with a plain client or plain workers all is on TCP. Each worker gets its share."""
     port = apps.port()
     server = servers.uvicorn(apps, None if plain_side == "server" else plain, port, site, 2)
     policy = None if plain_side == "client" else plain
     client = keeper(apps, "python", policy, port, "large")
-    looks.on_tcp(port, client, server, "NO_COMPANION", "HANDED_ON")
+    if plain_side == "neither":
+        looks.on_san(port, client, server)
+    else:
+        looks.on_tcp(port, client, server)
     assert kept(client, site / "large") == 1
     assert requests(wrk(apps, policy, port)) > 0
     workers = answering(apps, policy, port)
     assert len(workers) == servers.WORKERS and workers <= server.pids, workers
 
 
-def test_strict_worker(apps: Programs) -> None:
-    """X7: where the policy says no SAN, no connection, such a worker does not get to listen at all."""
+@pytest.mark.parametrize("fit", [True, False])
+def test_strict_worker(apps: Programs, fit: bool) -> None:
+    """X7, X9: where the policy says no SAN, no connection, such a worker gets to listen unless an option that its parent
+    set keeps the socket on TCP."""
     policy = apps.policy("strict", 'version = 1\n[defaults]\nproviders = ["unix"]\notherwise = "error"\n')
-    said = apps.run([PYTHON, "-c", BIND, str(apps.port())], policy).decode()
-    assert said.strip() == ("EADDRNOTAVAIL" if looks.SWITCH else "listens"), said
+    said = apps.run([PYTHON, "-c", BIND, str(apps.port()), str(int(not fit))], policy).decode()
+    assert said.strip() == ("EADDRNOTAVAIL" if looks.SWITCH and not fit else "listens"), said
 
 
 def test_killed_worker(apps: Programs, site: Path, plain: Policy) -> None:
