@@ -162,8 +162,11 @@ int hook_fcntl(int fd, int command, long argument)
         return real.fcntl(fd, command, argument);
     if (command == F_DUPFD || command == F_DUPFD_CLOEXEC)
         return switch_dup(fd, command, argument);
-    return sock_phase(sock) == SOCK_LISTENING ? switch_fcntl(sock, fd, command, argument)
-                                              : real.fcntl(fd, command, argument);
+    if (sock_phase(sock) == SOCK_LISTENING)
+        return switch_fcntl(sock, fd, command, argument);
+    if (command == F_SETOWN || command == F_SETOWN_EX || command == F_SETSIG)
+        sock->signals = true;
+    return real.fcntl(fd, command, argument);
 }
 
 int hook_fcntl64(int fd, int command, long argument)
@@ -184,6 +187,8 @@ int hook_ioctl(int fd, unsigned long request, void *argument)
             real.ioctl(fd, request, &on);
         }
     }
+    if (sock && result == 0 && (request == FIOASYNC || request == FIOSETOWN || request == SIOCSPGRP))
+        switch_set_signals(sock, fd);
     return result;
 }
 
@@ -386,7 +391,11 @@ int hook_epoll_ctl(int epfd, int operation, int fd, struct epoll_event *event)
     struct sock *sock = fdtable_peek(fd);
     if (sock && sock_phase(sock) == SOCK_CONNECTED)
         atomic_store_explicit(&sock->in_epoll, true, memory_order_relaxed);
-    if (!sock || sock_phase(sock) == SOCK_TCP || sock_phase(sock) == SOCK_CONNECTED || lifecycle_borrowed())
+    if (!sock) {
+        int saved = errno, result = real.epoll_ctl(epfd, operation, fd, event);
+        return result < 0 ? readiness_nest(epfd, operation, fd, event, saved) : result;
+    }
+    if (sock_phase(sock) == SOCK_TCP || sock_phase(sock) == SOCK_CONNECTED || lifecycle_borrowed())
         return real.epoll_ctl(epfd, operation, fd, event);
     return readiness_epoll_ctl(sock, epfd, operation, fd, event);
 }

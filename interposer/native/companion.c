@@ -19,7 +19,6 @@
 #include <netinet/in.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #ifndef SO_NETNS_COOKIE
@@ -124,19 +123,12 @@ struct swap {
     int error;
 };
 
-/* A number whose file was replaced where no hook saw it (freopen, a raw dup2) is not the socket any more. */
-static bool same_file(int fd, int now)
-{
-    struct stat one, other;
-    return fstat(fd, &one) == 0 && fstat(now, &other) == 0 && one.st_ino == other.st_ino && one.st_dev == other.st_dev;
-}
-
 static bool replace_alias(int fd, struct sock *sock, void *context)
 {
     struct swap *swap = context;
     if (sock != swap->sock)
         return true;
-    if (fd != swap->sure && !same_file(fd, swap->now)) {
+    if (fd != swap->sure && !fdtable_same_file(fd, swap->now)) {
         fdtable_drop(fd);
         return true;
     }
@@ -146,18 +138,23 @@ static bool replace_alias(int fd, struct sock *sock, void *context)
     return true;
 }
 
-/* Returns the status flags. */
-static int copy_flags(int from, int to, bool fresh)
+static int copy_signals(int from, int to)
+{
+    struct f_owner_ex owner;
+    int number = real.fcntl(from, F_GETSIG, 0);
+    if (real.fcntl(from, F_GETOWN_EX, (long)&owner) == 0)
+        real.fcntl(to, F_SETOWN_EX, (long)&owner);
+    real.fcntl(to, F_SETSIG, number);
+    return number;
+}
+
+int companion_copy_flags(const struct sock *sock, int from, int to, bool fresh)
 {
     int flags = real.fcntl(from, F_GETFL, 0);
     if (flags < 0)
         return 0;
-    if (flags & O_ASYNC) {
-        struct f_owner_ex owner;
-        if (real.fcntl(from, F_GETOWN_EX, (long)&owner) == 0)
-            real.fcntl(to, F_SETOWN_EX, (long)&owner);
-        real.fcntl(to, F_SETSIG, real.fcntl(from, F_GETSIG, 0));
-    }
+    if (sock->signals)
+        copy_signals(from, to);
     if (!fresh || (flags & (O_NONBLOCK | O_ASYNC)) != O_NONBLOCK)   /* what is fresh was born non-blocking */
         real.fcntl(to, F_SETFL, flags & (O_NONBLOCK | O_ASYNC));
     return flags;
@@ -168,7 +165,8 @@ int companion_put_under(struct sock *sock, int fd, int with, int now, bool keep)
     /* `now` was made of fd a moment ago, unless another thread completes the connect. */
     struct swap swap = {sock, with, now, sock->connecting ? -1 : fd, 0};
     bool held = connecting_hold_if_any();
-    sock->announce = copy_flags(fd, with, !keep) & O_NONBLOCK;
+    int flags = companion_copy_flags(sock, fd, with, !keep);
+    sock->announce = flags & O_NONBLOCK;
     readiness_before_swap(sock);
     if (atomic_load(&sock->aliases) == 1 && fdtable_peek(fd) == sock)
         replace_alias(fd, sock, &swap);
@@ -176,6 +174,10 @@ int companion_put_under(struct sock *sock, int fd, int with, int now, bool keep)
         fdtable_each(0, ~0u, replace_alias, &swap);
     readiness_after_swap(sock, keep);
     connecting_let_go(held);
+    if (flags & O_ASYNC && sock->signals) {   /* again: the signal tells the number of the call that switched it on */
+        real.fcntl(fd, F_SETFL, flags & O_NONBLOCK);
+        real.fcntl(fd, F_SETFL, flags & (O_NONBLOCK | O_ASYNC));
+    }
     return swap.error;
 }
 
@@ -479,7 +481,9 @@ int companion_listen(struct sock *sock, int fd, const struct verdict *verdict, i
         return -reason;
     if (!renew)
         keep_from_blocking(sock, fd);
-    int error = renew ? readiness_renew_listener(sock) : readiness_adopt_listener(sock);
+    if (sock->signals)
+        companion_signals(sock, fd, real.fcntl(fd, F_GETFL, 0));
+    int error = renew ? readiness_renew_listener(sock) : readiness_adopt_listener(sock, fd);
     if (error) {
         companion_leave(sock, fd);
         close_companions(sock);
@@ -519,6 +523,20 @@ bool companion_pass(const struct sock *sock, bool on)
               companion->provider->wsp_pass(companion->descriptor, on, sock->nonblocking) == 0;
     }
     return all;
+}
+
+/* The program is told of a SAN client as of any other; but a signal that tells a number would tell a hidden one. */
+void companion_signals(struct sock *sock, int fd, int flags)
+{
+    int number = 0;
+    if (!sock->signals)
+        return;
+    for (int i = 0; i < sock->ncompanions; i++) {
+        number = copy_signals(fd, companion_poll_fd(sock, i));
+        real.fcntl(companion_poll_fd(sock, i), F_SETFL, O_NONBLOCK | (number ? 0 : flags & O_ASYNC));
+    }
+    if (flags & O_ASYNC && number)
+        companion_retire(sock, REASON_OPTION);
 }
 
 /* As accept() tells that a connection could not be taken. */

@@ -21,6 +21,11 @@ void companion_abandon(struct sock *sock);
 /* Puts the file of `with` under every descriptor of the socket that still holds that of `now`, with their status flags.
  * `keep`: its registrations in epolls stay recorded, because another exchange may follow. */
 int companion_put_under(struct sock *sock, int fd, int with, int now, bool keep);
+/* Gives `to` the status flags of `from`, and where the program has set them, the owner and the signal; `to` may be fresh, so
+ * non-blocking. Returns the flags. */
+int companion_copy_flags(const struct sock *sock, int from, int to, bool fresh);
+/* The listener's owner, signal or O_ASYNC, which is in `flags`, has changed. */
+void companion_signals(struct sock *sock, int fd, int flags);
 /* Companion listeners for a TCP listener, whose address is in sock->local. 0: at least one serves; minus a reason number: TCP only.
  * `quiet`: no client finds them before the program waits for one. `renew`: in the place of silenced ones. */
 int companion_listen(struct sock *sock, int fd, const struct verdict *verdict, int backlog, bool quiet, bool renew);

@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define HIDDEN_CEILING 16384           /* a larger kernel table costs every fork */
@@ -21,6 +22,7 @@
 _Atomic(_Atomic(struct sock *) *) fdtable_leaves[FDTABLE_LEAVES];
 static _Atomic(struct sock *) first_leaf[FDTABLE_LEAF];
 POOL(socks, struct sock);
+static _Atomic bool outlived;          /* a listener was closed while a thread waited in accept() */
 static _Atomic int limit_lock;         /* RLIMIT_NOFILE is raised for a moment */
 static struct sock hidden = {.refs = 1, .aliases = 1, .phase = SOCK_HIDDEN, .shadow = -1};
 
@@ -103,6 +105,12 @@ int fdtable_alias_of(const struct sock *sock, int hint)
     return search.fd;
 }
 
+bool fdtable_same_file(int fd, int other)
+{
+    struct stat one, two;
+    return fstat(fd, &one) == 0 && fstat(other, &two) == 0 && one.st_ino == two.st_ino && one.st_dev == two.st_dev;
+}
+
 void sock_put(struct sock *sock)
 {
     if (atomic_fetch_sub(&sock->refs, 1) != 1)
@@ -149,8 +157,13 @@ void fdtable_alias(int fd, struct sock *sock)
 
 void fdtable_drop(int fd)
 {
-    if (!fdtable_peek(fd))
+    struct sock *known = fdtable_peek(fd);
+    if (!known)
         return;
+    if (atomic_load(&known->waiters) && atomic_load(&known->aliases) == 1) {   /* who waits in accept() is served still */
+        outlived = true;
+        atomic_store(&known->shadow, hidden_dup(fd));
+    }
     struct sock *old = atomic_exchange(entry(fd), NULL);
     if (old && old != &hidden) {
         stats_row_clear(fd);
@@ -196,10 +209,23 @@ static bool release_inherited(int fd, struct sock *sock, void *context)
         return true;
     atomic_store(&sock->lock, 0);
     atomic_store(&sock->refs, atomic_load(&sock->aliases));
+    atomic_store(&sock->waiters, 0);
     if (sock_phase(sock) == SOCK_DECIDING)
         atomic_store(&sock->phase, SOCK_TCP);
     connecting_after_fork_child(sock, fd);
     return true;
+}
+
+/* A listener that only another thread's accept() kept. */
+static void end_outlived(void)
+{
+    struct sock *sock;
+    for (uint32_t i = 0; (sock = pool_at(&socks, i)); i++)
+        if (atomic_load(&sock->waiters) && !atomic_load(&sock->aliases)) {
+            atomic_store(&sock->waiters, 0);
+            atomic_store(&sock->refs, 1);
+            sock_put(sock);
+        }
 }
 
 static bool end_connecting(int fd, struct sock *sock, void *context)
@@ -224,6 +250,8 @@ void fdtable_after_fork_child(void)
     limit_lock = 0;
     connecting_unlock_in_child();
     fdtable_each(0, ~0u, release_inherited, NULL);
+    if (outlived)
+        end_outlived();
     if (connecting_count)
         fdtable_each(0, ~0u, end_connecting, NULL);
 }

@@ -49,12 +49,14 @@ struct sock {
     struct pool_item item;
     _Atomic uint32_t refs;
     _Atomic uint32_t aliases;          /* table entries */
+    _Atomic uint32_t waiters;          /* threads in a blocking accept(), each with a reference */
     _Atomic uint8_t phase;             /* enum sock_phase */
     _Atomic uint8_t lock;              /* options, registrations: held for a few instructions only */
     _Atomic uint8_t slow;              /* SLOW_* */
     uint8_t family;                    /* AF_INET or AF_INET6 */
     uint8_t role;                      /* ROW_* of stats.h */
     bool bound, port_is_ours, shut_write;
+    bool signals;                      /* its owner or its signal was set: F_SETOWN and its kin */
     _Atomic bool in_epoll;             /* a connection that was registered with one at some time */
     bool foreign;                      /* another program has it too, perhaps: its O_NONBLOCK is not ours alone */
     _Atomic bool announce;             /* connect() has yet to say 0 once */
@@ -129,6 +131,8 @@ struct sock *fdtable_get(int fd);      /* with a reference, or NULL; never a hid
 struct sock *fdtable_at(uint32_t index);
 /* Any descriptor of the program's for the socket, `hint` if it is one; -1: it has none any more. */
 int fdtable_alias_of(const struct sock *sock, int hint);
+/* Do both numbers show the same file? One that was replaced where no hook saw it (freopen, a raw dup2) does not. */
+bool fdtable_same_file(int fd, int other);
 void sock_put(struct sock *sock);
 /* New state for fd, one alias and one reference (sock_put it); NULL when memory is short. */
 struct sock *fdtable_new(int fd, int family, enum sock_phase phase);

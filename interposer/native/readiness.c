@@ -5,6 +5,7 @@
 #include "clock.h"
 #include "companion.h"
 #include "lifecycle.h"
+#include "listing.h"
 #include "reasons.h"
 #include "sandbox.h"
 #include "stats.h"
@@ -16,6 +17,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* --- the private epoll --- */
@@ -76,8 +78,79 @@ static struct sock_registration *find(struct sock *sock, int epfd, int fd)
     return NULL;
 }
 
+/* One line of an epoll's fdinfo. */
+struct item {
+    int fd;
+    uint32_t events;
+    uint64_t data, inode;
+};
+
+/* What stands in an epoll, until visit says false. */
+static void each_item(int epfd, bool (*visit)(const struct item *item, void *context), void *context)
+{
+    char path[64], text[4096];
+    snprintf(path, sizeof path, "/proc/self/fdinfo/%d", epfd);
+    int info = open(path, O_RDONLY | O_CLOEXEC);
+    size_t filled = 0;
+    bool more = info >= 0;
+    while (more) {
+        ssize_t got = real.read(info, text + filled, sizeof text - 1 - filled);
+        if (got <= 0)
+            break;
+        filled += (size_t)got;
+        text[filled] = 0;
+        char *line = text, *end;
+        while (more && (end = strchr(line, '\n'))) {
+            struct item item;
+            *end = 0;
+            if (sscanf(line, "tfd: %d events: %x data: %lx pos:%*d ino:%lx", &item.fd, &item.events, &item.data, &item.inode) == 4)
+                more = visit(&item, context);
+            line = end + 1;
+        }
+        filled = (size_t)(text + filled - line);
+        memmove(text, line, filled);
+        if (filled == sizeof text - 1)
+            filled = 0;
+    }
+    if (info >= 0)
+        real.close(info);
+}
+
+struct wanted {
+    int fd;
+    bool found;
+    uint32_t events;
+};
+
+static bool is_wanted(const struct item *item, void *context)
+{
+    struct wanted *wanted = context;
+    if (item->fd != wanted->fd)
+        return true;
+    wanted->found = true;
+    wanted->events = item->events;
+    return false;
+}
+
+/* Places of registrations that ended with their epolls. */
+static void prune(struct sock *sock)
+{
+    for (int i = 0; i < sock->nregistrations; i++) {
+        struct sock_registration *place = &sock->registrations[i];
+        struct wanted wanted = {.fd = place->via};
+        each_item(place->epfd, is_wanted, &wanted);
+        if (wanted.found)
+            continue;
+        if (place->owned)
+            hidden_close(place->via);
+        place->epfd = -1;
+    }
+}
+
 static bool record(struct sock *sock, const struct sock_registration *registration)
 {
+    if (sock->nregistrations == REGISTRATIONS && !find(sock, registration->epfd, registration->fd) && !find(sock, -1, -1))
+        prune(sock);
     if (!sock_lock(sock))
         return false;
     struct sock_registration *place = find(sock, registration->epfd, registration->fd);
@@ -110,12 +183,61 @@ static void forget(struct sock *sock, int epfd, int fd)
     hidden_close(via);
 }
 
+static bool is_alias(const struct sock *sock, int fd)
+{
+    return fdtable_peek(fd) == sock;
+}
+
+/* Puts the socket's file into the epoll, under the number that it was registered with, or a hidden one if that was closed. */
+static int put_in(struct sock *sock, struct sock_registration *registration)
+{
+    bool alias = is_alias(sock, registration->fd);
+    int via = alias ? registration->fd : hidden_dup(fdtable_alias_of(sock, -1));
+    int error = via < 0 ? -EMFILE : -ENOMEM;
+    /* There was room a moment ago, but another process of the user may have taken it for a moment. */
+    for (int tries = 0; tries < SWAP_TRIES && (error == -ENOMEM || error == -ENOSPC); tries++) {
+        if (tries)
+            sched_yield();
+        error = add(registration->epfd, via, registration->events, registration->data);
+    }
+    if (error && !alias)
+        hidden_close(via);
+    registration->via = error ? registration->fd : via;
+    registration->owned = !error && !alias;
+    return error;
+}
+
+/* Takes a registration out of its epoll; false when it is not there any more. */
+static bool take_out(struct sock_registration *registration)
+{
+    if (registration->events & EPOLLONESHOT) {   /* one that has fired holds no events */
+        struct wanted wanted = {registration->via, false, registration->events};
+        each_item(registration->epfd, is_wanted, &wanted);
+        registration->events = wanted.events;
+    }
+    bool was_there = real.epoll_ctl(registration->epfd, EPOLL_CTL_DEL, registration->via, NULL) == 0;
+    if (registration->owned)
+        hidden_close(registration->via);
+    registration->owned = false;
+    return was_there;
+}
+
+/* An epoll goes on to tell of a number that was closed while others of the socket are open. Until the socket's file is
+ * exchanged, what stands there must have a number by which it can be taken out. One that another process may share is never
+ * exchanged. */
 void readiness_forget_alias(struct sock *sock, int fd)
 {
+    enum sock_phase phase = sock_phase(sock);
     for (int i = 0; i < sock->nregistrations; i++) {
-        const struct sock_registration *registration = &sock->registrations[i];
-        if (registration->epfd >= 0 && registration->fd == fd && (registration->via == fd || registration->owned))
-            forget(sock, registration->epfd, fd);
+        struct sock_registration *registration = &sock->registrations[i];
+        if (registration->epfd < 0 || registration->fd != fd || registration->via != fd ||
+            (phase == SOCK_LISTENING && registration->events & EPOLLEXCLUSIVE))
+            continue;
+        int other = sock->fork_count == lifecycle_forks() ? fdtable_alias_of(sock, -1) : -1;
+        bool kept = (phase == SOCK_FRESH || phase == SOCK_CONNECTING) && other >= 0 && fdtable_same_file(fd, other) &&
+                    take_out(registration) && put_in(sock, registration) == 0;
+        if (!kept)
+            registration->epfd = -1;
     }
 }
 
@@ -130,60 +252,6 @@ void readiness_dispose(struct sock *sock)
     hidden_close(sock->epoll_old);
 }
 
-/* The events that the kernel holds for one registration now: a ONESHOT that has fired holds none. */
-static uint32_t kernel_events(int epfd, int fd, uint32_t recorded)
-{
-    char path[64], text[4096];
-    snprintf(path, sizeof path, "/proc/self/fdinfo/%d", epfd);
-    int info = open(path, O_RDONLY | O_CLOEXEC);
-    if (info < 0)
-        return recorded;
-    size_t filled = 0;
-    for (;;) {
-        ssize_t got = real.read(info, text + filled, sizeof text - 1 - filled);
-        if (got <= 0)
-            break;
-        filled += (size_t)got;
-        text[filled] = 0;
-        char *line = text, *end;
-        while ((end = strchr(line, '\n'))) {
-            int target;
-            unsigned events;
-            *end = 0;
-            if (sscanf(line, "tfd: %d events: %x", &target, &events) == 2 && target == fd) {
-                real.close(info);
-                return events;
-            }
-            line = end + 1;
-        }
-        filled = (size_t)(text + filled - line);
-        memmove(text, line, filled);
-        if (filled == sizeof text - 1)
-            filled = 0;
-    }
-    real.close(info);
-    return recorded;
-}
-
-/* Takes a registration out of its epoll; false when it is not there any more. */
-static bool take_out(struct sock_registration *registration)
-{
-    if (registration->events & EPOLLONESHOT)
-        registration->events = kernel_events(registration->epfd, registration->via, registration->events);
-    return real.epoll_ctl(registration->epfd, EPOLL_CTL_DEL, registration->via, NULL) == 0;
-}
-
-/* There was room a moment ago, but another process of the user may have taken it for a moment. */
-static void put_back(const struct sock_registration *registration)
-{
-    for (int tries = 0; tries < SWAP_TRIES; tries++) {
-        int error = add(registration->epfd, registration->fd, registration->events, registration->data);
-        if (error != -ENOMEM && error != -ENOSPC)
-            return;
-        sched_yield();
-    }
-}
-
 void readiness_before_swap(struct sock *sock)
 {
     for (int i = 0; i < sock->nregistrations; i++)
@@ -196,41 +264,88 @@ void readiness_after_swap(struct sock *sock, bool keep)
     for (int i = 0; i < sock->nregistrations; i++) {
         struct sock_registration *registration = &sock->registrations[i];
         if (registration->epfd >= 0) {
-            put_back(registration);
+            put_in(sock, registration);
             atomic_store_explicit(&sock->in_epoll, true, memory_order_relaxed);
         }
-        if (!keep)
+        if (!keep && !registration->owned)
             registration->epfd = -1;   /* from here on the kernel knows it all */
     }
 }
 
-/* Registers a listener with one of the program's epolls; -errno leaves nothing behind. */
-static int join(struct sock *sock, struct sock_registration *registration)
+struct recall {
+    struct sock *sock;
+    int epfd;
+    uint64_t inode;
+};
+
+static bool recall_item(const struct item *item, void *context)
 {
-    int epfd = registration->epfd, fd = registration->fd;
-    registration->via = fd;
-    registration->owned = false;
+    struct recall *recall = context;
+    struct sock_registration found = {recall->epfd, item->fd, item->fd, false, item->events, item->data};
+    if (item->inode == recall->inode && is_alias(recall->sock, item->fd) && !record(recall->sock, &found))
+        recall->sock->registrations_lost = true;
+    return true;
+}
+
+static bool recall_epoll(const char *name, void *context)
+{
+    static const char epoll[] = "anon_inode:[eventpoll]";
+    char path[64], target[sizeof epoll];
+    struct recall *recall = context;
+    snprintf(path, sizeof path, "/proc/self/fd/%.20s", name);
+    if (readlink(path, target, sizeof target) == sizeof epoll - 1 && memcmp(target, epoll, sizeof epoll - 1) == 0 &&
+        sscanf(name, "%d", &recall->epfd) == 1)
+        each_item(recall->epfd, recall_item, recall);
+    return true;
+}
+
+void readiness_recall(struct sock *sock, int fd)
+{
+    struct stat file;
+    struct recall recall = {.sock = sock};
+    if (!atomic_load_explicit(&sock->in_epoll, memory_order_relaxed) || fstat(fd, &file) < 0)
+        return;
+    recall.inode = file.st_ino;
+    listing_each("/proc/self/fd", recall_epoll, &recall);
+}
+
+/* Does another of the socket's numbers stand in the same epoll? */
+static bool has_other(const struct sock *sock, const struct sock_registration *registration)
+{
+    for (int i = 0; i < sock->nregistrations; i++)
+        if (sock->registrations[i].epfd == registration->epfd && sock->registrations[i].fd != registration->fd)
+            return true;
+    return false;
+}
+
+/* Registers a listener, which has the number `fd` among others, with one of the program's epolls; -errno leaves nothing
+ * behind. */
+static int join(struct sock *sock, struct sock_registration *registration, int fd)
+{
+    int epfd = registration->epfd;
     if (registration->events & EPOLLEXCLUSIVE) {   /* must stay with the sockets themselves, to wake one process of many */
-        int error = add(epfd, fd, registration->events, registration->data);
-        for (int i = 0; !error && i < sock->ncompanions; i++) {
-            error = add(epfd, companion_poll_fd(sock, i), registration->events, registration->data);
-            if (error) {
-                while (--i >= 0)
-                    real.epoll_ctl(epfd, EPOLL_CTL_DEL, companion_poll_fd(sock, i), NULL);
-                real.epoll_ctl(epfd, EPOLL_CTL_DEL, fd, NULL);
-                return -EAGAIN;
-            }
+        int error = put_in(sock, registration), count = 0;
+        if (error)
+            return error;
+        while (!error && count < sock->ncompanions) {
+            error = add(epfd, companion_poll_fd(sock, count), registration->events, registration->data);
+            count += !error;
         }
-        return error;
+        if (!error)
+            return 0;
+        while (--count >= 0)
+            real.epoll_ctl(epfd, EPOLL_CTL_DEL, companion_poll_fd(sock, count), NULL);
+        take_out(registration);
+        if (error != -EEXIST || !has_other(sock, registration))
+            return -EAGAIN;
+        registration->events &= ~(uint32_t)EPOLLEXCLUSIVE;   /* one alias of two wakes everybody */
     }
     int private = readiness_private_epoll(sock, fd);
     if (private < 0)                   /* not the program's shortage: its listener alone could be registered */
         return -EAGAIN;
     /* One epoll holds one descriptor once: where it stands there for another alias, this one needs its own. */
     int error = add(epfd, private, registration->events, registration->data);
-    bool taken = false;
-    for (int i = 0; i < sock->nregistrations && error == -EEXIST; i++)
-        taken |= sock->registrations[i].epfd >= 0 && sock->registrations[i].via == private && sock->registrations[i].fd != fd;
+    bool taken = error == -EEXIST && has_other(sock, registration);
     if (taken) {
         private = hidden_dup(private);
         error = private < 0 ? -EMFILE : add(epfd, private, registration->events, registration->data);
@@ -246,20 +361,16 @@ static int join(struct sock *sock, struct sock_registration *registration)
 
 static void leave(struct sock *sock, struct sock_registration *registration)
 {
-    if (registration->via == registration->fd) {
+    if (registration->events & EPOLLEXCLUSIVE) {
         for (int i = 0; i < sock->ncompanions; i++)
             real.epoll_ctl(registration->epfd, EPOLL_CTL_DEL, companion_poll_fd(sock, i), NULL);
         return;
     }
-    if (take_out(registration))
-        put_back(registration);
-    if (registration->owned)
-        hidden_close(registration->via);
-    registration->owned = false;
-    registration->via = registration->fd;
+    if (!take_out(registration) || put_in(sock, registration) < 0)
+        registration->via = registration->fd;
 }
 
-int readiness_adopt_listener(struct sock *sock)
+int readiness_adopt_listener(struct sock *sock, int fd)
 {
     hidden_close(sock->epoll);         /* of an earlier listen() on the same socket */
     sock->epoll = -1;
@@ -271,8 +382,8 @@ int readiness_adopt_listener(struct sock *sock)
             registration->epfd = -1;
             continue;
         }
-        if (join(sock, registration) < 0) {
-            put_back(registration);
+        if (join(sock, registration, fd) < 0) {
+            put_in(sock, registration);
             return -REASON_EPOLL_LIMIT;
         }
     }
@@ -297,7 +408,7 @@ int readiness_renew_listener(struct sock *sock)
             error = add(sock->epoll, fd, EPOLLIN | EPOLLEXCLUSIVE, (uint64_t)side + 1);
         for (int i = 0; !error && i < sock->nregistrations; i++) {
             const struct sock_registration *registration = &sock->registrations[i];
-            if (registration->epfd >= 0 && registration->via == registration->fd)
+            if (registration->epfd >= 0 && registration->events & EPOLLEXCLUSIVE)
                 error = add(registration->epfd, fd, registration->events, registration->data);
         }
     }
@@ -349,7 +460,7 @@ static int ctl_listener(struct sock *sock, int epfd, int operation, int fd, stru
         }
         if (now.owned)
             hidden_close(via);
-        int error = join(sock, &now);
+        int error = join(sock, &now, fd);
         if (error == -EINVAL || error == -ELOOP || error == -EMFILE || error == -EAGAIN) {
             int result = real.epoll_ctl(epfd, operation, fd, event);
             if (result == 0) {         /* it was the companions that stood in the way */
@@ -369,7 +480,7 @@ static int ctl_listener(struct sock *sock, int epfd, int operation, int fd, stru
         errno = saved;
         return 0;
     }
-    if (operation == EPOLL_CTL_DEL && known && via == fd)
+    if (operation == EPOLL_CTL_DEL && known && known->events & EPOLLEXCLUSIVE)
         for (int i = 0; i < sock->ncompanions; i++)
             real.epoll_ctl(epfd, EPOLL_CTL_DEL, companion_poll_fd(sock, i), NULL);
     int result = real.epoll_ctl(epfd, operation, via, event);
@@ -392,6 +503,28 @@ static int ctl_listener(struct sock *sock, int epfd, int operation, int fd, stru
         else
             record(sock, &now);
     }
+    return result;
+}
+
+static bool give_up_nested(int fd, struct sock *sock, void *context)
+{
+    bool *any = context;
+    for (int i = 0; sock_phase(sock) == SOCK_LISTENING && i < sock->nregistrations; i++)
+        if (sock->registrations[i].epfd >= 0 && !(sock->registrations[i].events & EPOLLEXCLUSIVE)) {
+            companion_give_up(sock, fd, REASON_EPOLL_LIMIT);
+            *any = true;
+        }
+    return true;
+}
+
+int readiness_nest(int epfd, int operation, int fd, struct epoll_event *event, int saved)
+{
+    bool any = false;
+    int error = errno;
+    if (operation == EPOLL_CTL_ADD && (error == ELOOP || error == EINVAL) && fd != epfd && !lifecycle_borrowed())
+        fdtable_each(0, ~0u, give_up_nested, &any);
+    int result = any ? real.epoll_ctl(epfd, operation, fd, event) : -1;
+    errno = !any ? error : result < 0 ? errno : saved;
     return result;
 }
 

@@ -15,21 +15,26 @@ bool readiness_selects(int count, const fd_set *in, const fd_set *out, const fd_
  * has places, however large an fd_set is. For counts above FD_SETSIZE. */
 int readiness_select_bound(int count);
 void readiness_high_number(void);      /* the program has chosen a number above FD_SETSIZE */
+/* epoll_ctl() has failed for a descriptor that is no socket of ours: a listener's private epoll costs one level of nesting,
+ * so the listeners may have to be without. `saved` is the errno that success leaves. */
+int readiness_nest(int epfd, int operation, int fd, struct epoll_event *event, int saved);
 int readiness_epoll_ctl(struct sock *sock, int epfd, int operation, int fd, struct epoll_event *event);
 
 /* Around the exchange of the file under a socket's descriptors: takes all registrations out, and puts them in again;
  * `keep`: they stay recorded. */
 void readiness_before_swap(struct sock *sock);
 void readiness_after_swap(struct sock *sock, bool keep);
+/* Before a companion makes way for a TCP socket: what epolls hold under its numbers is recorded again. */
+void readiness_recall(struct sock *sock, int fd);
 /* After listen(): registrations made before it now stand for the companions too. 0, or minus a reason number. */
-int readiness_adopt_listener(struct sock *sock);
+int readiness_adopt_listener(struct sock *sock, int fd);
 /* Is the socket registered with any epoll? */
 bool readiness_is_awaited(const struct sock *sock);
 /* New companions have taken the place of silenced ones: where the epolls of this process held those, they hold these. */
 int readiness_renew_listener(struct sock *sock);
 /* Before the companions are closed: registrations stand for the TCP listener alone. */
 void readiness_abandon_listener(struct sock *sock);
-/* fd is no alias any more: what stands in epolls under its number is another socket's to change. */
+/* fd is no alias any more, and about to be closed: what stands in epolls under its number is another's to change. */
 void readiness_forget_alias(struct sock *sock, int fd);
 /* The socket is gone. */
 void readiness_dispose(struct sock *sock);

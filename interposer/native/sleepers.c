@@ -1,20 +1,11 @@
 /* Owns nothing: the kernel tells in which system call each thread sleeps. Runs after fork and in signal handlers. */
 #include "sleepers.h"
+#include "listing.h"
 #include "real.h"
-#include <dirent.h>
-#include <errno.h>
 #include <fcntl.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-
-/* The kernel's record of getdents64(). */
-struct entry {
-    uint64_t inode, next;
-    uint16_t length;
-    uint8_t type;
-    char name[];
-};
 
 static bool polls(long call)
 {
@@ -50,21 +41,23 @@ static bool waits(const struct sock *sock, const char *thread)
     return sscanf(text, "%ld %x", &call, &fd) == 2 && (polls(call) || (receives(call) && fdtable_peek((int)fd) == sock));
 }
 
+struct search {
+    const struct sock *sock;
+    char own[24];
+    bool found;
+};
+
+static bool look_at(const char *thread, void *context)
+{
+    struct search *search = context;
+    search->found = strcmp(thread, search->own) != 0 && waits(search->sock, thread);
+    return !search->found;
+}
+
 bool sleepers_wait_for(const struct sock *sock)
 {
-    char list[4096], own[24];
-    int saved = errno, tasks = open("/proc/self/task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    bool found = false;
-    long got;
-    snprintf(own, sizeof own, "%d", gettid());
-    while (!found && tasks >= 0 && (got = real.syscall(SYS_getdents64, tasks, (long)list, sizeof list, 0, 0, 0)) > 0)
-        for (long at = 0; !found && at < got;) {
-            const struct entry *entry = (const struct entry *)(const void *)(list + at);
-            found = entry->name[0] != '.' && strcmp(entry->name, own) != 0 && waits(sock, entry->name);
-            at += entry->length;
-        }
-    if (tasks >= 0)
-        real.close(tasks);
-    errno = saved;
-    return found;
+    struct search search = {.sock = sock};
+    snprintf(search.own, sizeof search.own, "%d", gettid());
+    listing_each("/proc/self/task", look_at, &search);
+    return search.found;
 }

@@ -242,6 +242,13 @@ static bool replace(int fd, struct sock *sock, void *context)
     return true;
 }
 
+/* The peer has closed after the program's own SHUT_WR: TCP would not know it any more. */
+static bool is_over(const struct sock *sock, int fd)
+{
+    struct pollfd look = {fd, 0, 0};
+    return sock->shut_write && !sock_is_slow(sock, SLOW_SHUT_READ) && real.poll(&look, 1, 0) == 1 && look.revents & POLLHUP;
+}
+
 /* connect(AF_UNSPEC): the TCP socket takes its place again, as fresh as TCP makes it: a port that only the companion
  * needed is given up. */
 static int disconnect(struct sock *sock, int fd)
@@ -256,15 +263,20 @@ static int disconnect(struct sock *sock, int fd)
     if (atomic_load(&sock->joined) == replacement.with)
         options_part(sock, replacement.with);
     atomic_store(&sock->joined, 0);
-    real.fcntl(replacement.with, F_SETFL, real.fcntl(fd, F_GETFL, 0) & (O_NONBLOCK | O_ASYNC));
+    companion_copy_flags(sock, fd, replacement.with, false);
     options_replay(sock, replacement.with);
+    int error = is_over(sock, fd) ? 0 : ECONNRESET | CONNECT_CANCELLED;   /* as TCP says when it resets the peer */
+    readiness_recall(sock, fd);
+    readiness_before_swap(sock);
     fdtable_each(0, ~0u, replace, &replacement);
+    readiness_after_swap(sock, true);
     hidden_close(atomic_exchange(&sock->shadow, -1));
     stats_row_clear(fd);
     sock->role = 0;
     sock->bound &= !sock->port_is_ours;
     sock->shut_write = false;
     sock->announce = false;
+    atomic_store(&sock->connect_error, error);
     atomic_store(&sock->slow, 0);
     companion_stop_moving(&sock->moving);
     sock->moving = (struct moving){0};
@@ -492,13 +504,23 @@ bool switch_fast_open(int fd, const struct sockaddr *address, socklen_t length, 
 
 /* --- accept --- */
 
+/* Signals of faults do not come while a thread sleeps. */
+static bool may_interrupt(int number, const sigset_t *blocked)
+{
+    return number != SIGSEGV && number != SIGBUS && number != SIGFPE && number != SIGILL && number != SIGTRAP &&
+           number != SIGSYS && number != SIGABRT && !sigismember(blocked, number);
+}
+
 bool switch_restarts(void)
 {
     int saved = errno;
     bool all = true;
+    sigset_t blocked;
+    sigemptyset(&blocked);
+    pthread_sigmask(SIG_BLOCK, NULL, &blocked);
     for (int number = 1; all && number < NSIG; number++) {
         struct sigaction action;
-        if (sigaction(number, NULL, &action) == 0 && action.sa_handler != SIG_DFL && action.sa_handler != SIG_IGN &&
+        if (may_interrupt(number, &blocked) && sigaction(number, NULL, &action) == 0 && action.sa_handler != SIG_DFL && action.sa_handler != SIG_IGN &&
             !(action.sa_flags & SA_RESTART))
             all = false;
     }
@@ -697,13 +719,28 @@ static int64_t receive_timeout(const struct sock *sock, int fd)
     return limit.tv_sec * 1000 + (limit.tv_usec + 999) / 1000;
 }
 
-/* Waits as a blocking accept does: the sides that are ready, or -errno. The reference is given back meanwhile, so that
- * neither a cancelled thread nor a fork keeps the listener alive; *held is NULL where another socket has taken the
- * number. */
-static int wait_for_connection(struct sock **held, int fd, int64_t *deadline)
+/* A thread was cancelled. */
+static void wait_no_more(void *sock)
 {
-    struct sock *sock = *held;
-    uint32_t generation = atomic_load(&sock->item.generation);
+    atomic_fetch_sub(&((struct sock *)sock)->waiters, 1);
+    sock_put(sock);
+}
+
+/* A fork clears the count of the child, and the reference. */
+static int wait_on(struct sock *sock, int epfd, struct epoll_event *events, int timeout)
+{
+    int count;
+    atomic_fetch_add(&sock->waiters, 1);
+    pthread_cleanup_push(wait_no_more, sock);
+    count = epoll_wait(epfd, events, PROVIDERS_MAX + 1, timeout);
+    pthread_cleanup_pop(0);
+    atomic_fetch_sub(&sock->waiters, 1);
+    return count;
+}
+
+/* Waits as a blocking accept does: the sides that are ready, or -errno. The listener stays as long, whoever closes it. */
+static int wait_for_connection(struct sock *sock, int fd, int64_t *deadline)
+{
     int epfd = readiness_private_epoll(sock, fd);
     if (*deadline == 0) {
         int64_t limit = receive_timeout(sock, fd);
@@ -722,15 +759,7 @@ static int wait_for_connection(struct sock **held, int fd, int64_t *deadline)
             ready = poll_sides(sock, fd, ~0u, timeout);
         } else {
             struct epoll_event events[PROVIDERS_MAX + 1];
-            sock_put(sock);
-            int count = epoll_wait(epfd, events, PROVIDERS_MAX + 1, timeout), error = errno;
-            *held = fdtable_get(fd);
-            if (*held && (*held != sock || atomic_load(&sock->item.generation) != generation)) {
-                sock_put(*held);
-                *held = NULL;
-            }
-            if (!*held)
-                return -EBADF;
+            int count = wait_on(sock, epfd, events, timeout), error = errno;
             for (int i = 0; i < count; i++)   /* data: 0 is TCP, the companions follow */
                 ready |= 1 << (events[i].data.u64 ? (int)events[i].data.u64 - 1 : sock->ncompanions);
             if (count < 0)
@@ -741,6 +770,12 @@ static int wait_for_connection(struct sock **held, int fd, int64_t *deadline)
         if (ready < 0 && (ready != -EINTR || *deadline >= 0 || !switch_restarts()))
             return ready;
     }
+}
+
+/* The TCP listener: closed meanwhile, it has a hidden number. */
+static int listener_of(struct sock *sock, int fd)
+{
+    return fdtable_peek(fd) == sock || hidden_is(fd) ? fd : atomic_load(&sock->shadow);
 }
 
 static int accept_held(struct sock **held, int fd, struct sockaddr *address, socklen_t *length, int flags, bool plain)
@@ -755,10 +790,13 @@ static int accept_held(struct sock **held, int fd, struct sockaddr *address, soc
             break;
         companion_mark_accepting(*held);
         if (!(*held)->nonblocking) {
-            int waited = wait_for_connection(held, fd, &deadline);
+            int waited = wait_for_connection(*held, fd, &deadline);
             if (waited < 0)
                 return waited;
             ready = (unsigned)waited;
+            fd = listener_of(*held, fd);
+            if (fd < 0)
+                return -EBADF;
         }
         int cancel;                    /* a thread that ended in there would keep the listener for ever */
         pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
@@ -803,13 +841,6 @@ int switch_accept(int fd, struct sockaddr *address, socklen_t *length, int flags
 }
 
 /* --- names --- */
-
-/* The peer has closed after the program's own SHUT_WR: TCP would not know it any more. */
-static bool is_over(const struct sock *sock, int fd)
-{
-    struct pollfd look = {fd, 0, 0};
-    return sock->shut_write && !sock_is_slow(sock, SLOW_SHUT_READ) && real.poll(&look, 1, 0) == 1 && look.revents & POLLHUP;
-}
 
 static int name(int fd, struct sockaddr *address, socklen_t *length, bool peer)
 {
@@ -997,12 +1028,29 @@ int switch_fcntl(struct sock *sock, int fd, int command, long argument)
         return result >= 0 && !sock->nonblocking ? result & ~O_NONBLOCK : result;
     case F_SETFL:
         result = real.fcntl(fd, command, sock->foreign ? argument : argument | O_NONBLOCK);
-        if (result == 0)
+        if (result == 0) {
             sock->nonblocking = argument & O_NONBLOCK;
+            companion_signals(sock, fd, (int)argument);
+        }
+        return result;
+    case F_SETOWN:
+    case F_SETOWN_EX:
+    case F_SETSIG:
+        result = real.fcntl(fd, command, argument);
+        switch_set_signals(sock, fd);
         return result;
     default:
         return real.fcntl(fd, command, argument);
     }
+}
+
+void switch_set_signals(struct sock *sock, int fd)
+{
+    int saved = errno;
+    sock->signals = true;
+    if (sock_phase(sock) == SOCK_LISTENING)
+        companion_signals(sock, fd, real.fcntl(fd, F_GETFL, 0));
+    errno = saved;
 }
 
 static bool leave_unserved(int fd, struct sock *sock, void *context)

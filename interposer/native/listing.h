@@ -1,0 +1,8 @@
+/* The names in a directory, such as /proc/self/fd, without allocation: for signal handlers and after fork. */
+#ifndef INTERPOSER_LISTING_H
+#define INTERPOSER_LISTING_H
+#include <stdbool.h>
+
+/* Calls visit for each name until it says false. */
+void listing_each(const char *directory, bool (*visit)(const char *name, void *context), void *context);
+#endif
