@@ -23,12 +23,15 @@ static ino_t log_ino;
 void trace_open(const char *path)
 {
     int saved = errno;
-    int fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW | O_NOCTTY, 0600);
+    int fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW | O_NOCTTY | O_NONBLOCK, 0600);
     struct stat status;
-    if (fd >= 0 && fstat(fd, &status) == 0) {
+    bool file = fd >= 0 && fstat(fd, &status) == 0 && S_ISREG(status.st_mode);
+    if (file) {
         log_dev = status.st_dev;
         log_ino = status.st_ino;
         log_fd = hidden_fd(fd);
+    } else if (fd >= 0) {
+        real.close(fd);
     }
     errno = saved;
 }
