@@ -454,7 +454,8 @@ static int ctl_listener(struct sock *sock, int epfd, int operation, int fd, stru
     }
     if (operation == EPOLL_CTL_ADD) {
         if (known) {                   /* the kernel says EEXIST, unless it was another epoll of that number */
-            if (real.epoll_ctl(epfd, operation, via, event) < 0)
+            struct epoll_event nothing = {0};   /* the program's EPOLLEXCLUSIVE is not for an epoll */
+            if (real.epoll_ctl(epfd, operation, via, &nothing) < 0)
                 return -1;
             real.epoll_ctl(epfd, EPOLL_CTL_DEL, via, NULL);
         }

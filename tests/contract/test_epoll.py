@@ -336,3 +336,16 @@ def test_shutdown_and_listen_again(world: World) -> None:
     server.epoll_wait(epfd, 2000)
     accepted, _ = server.accept(listener)
     world.proves(fd, accepted)
+
+
+def test_epoll_number_again(world: World) -> None:
+    """T2: an epoll that was closed leaves nothing behind for the next of its number, which watches the listener in
+    another way."""
+    server = world.server
+    epfd = server.epoll_create()
+    listener, _ = prepared(world, epfd, "listening", IN)
+    for events in (IN | EXCLUSIVE, IN, IN | EXCLUSIVE):
+        server.close(epfd)
+        assert server.epoll_create() == epfd
+        assert server.epoll_ctl(epfd, ADD, listener, events) == 0
+    world.tcp_only()
