@@ -82,7 +82,7 @@ def test_workers(apps: Programs, site: Path, plain: Policy, plain_side: str) -> 
 
 @pytest.mark.parametrize("fit", [True, False])
 def test_strict_worker(apps: Programs, fit: bool) -> None:
-    """X7, X9: where the policy says no SAN, no connection, such a worker gets to listen unless an option that its parent
+    """X7, X9: where the policy says no SAN, no connection, such a worker gets to listen unless an option its parent
     set keeps the socket on TCP."""
     policy = apps.policy("strict", 'version = 1\n[defaults]\nproviders = ["unix"]\notherwise = "error"\n')
     said = apps.run([PYTHON, "-c", BIND, str(apps.port()), str(int(not fit))], policy).decode()
