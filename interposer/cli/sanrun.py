@@ -206,9 +206,9 @@ def _start(options: Options, ignored: Sequence[str]) -> None:
         _print(dry_run.report(program, options.command, environ, additions, table.data))
         return
     if program.obstacle:
-        children = ", what it starts may still be interposed" if program.static else ""
+        children = ", what it starts may still be interposed" if program.ignores else ""
         _say(f"{path} cannot be interposed: {program.obstacle}; it runs on plain TCP{children}")
-    if program.obstacle and not program.static:
+    if program.obstacle and not program.ignores:
         _become(program, options.command, environ, ignored)
     _helper(table, log or environ.get("INTERPOSER_LOG", ""), options.require)
     if options.verbose:

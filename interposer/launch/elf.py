@@ -12,10 +12,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-PT_INTERP = 3
+PT_INTERP, PT_NOTE = 3, 4
 HEAD_SIZE = 4096
 HEADERS_MAX = 65536  # of the kernel's
 STATIC = "it is statically linked"
+GO = "it is a Go program, which makes its system calls without libc"
+GO_NOTE = (4).to_bytes(4, "little") + b"Go\0\0"
+"""Type and name of the note that Go's linker leaves; gccgo's programs, which call libc, have none."""
 SCRIPT_DEPTH = 5
 """How many `#!` lines the kernel follows."""
 GLIBC_LOADERS = ("ld-linux", "ld64.so")
@@ -32,17 +35,17 @@ class NotExecutable(Exception):
 
 class Program:
     """`path` is what exec gets, `binary` the file that will run: a script's interpreter, else `path` itself.
-    `obstacle` says why the library cannot enter it, "" when it can. `static` programs merely ignore a preload, and
-    hand it on to their children; the others with an obstacle must not see one. `shell` marks a text without a `#!`
+    `obstacle` says why the library cannot follow it, "" when it can. Programs that `ignores` is true of merely take no
+    notice of a preload, and hand it on to their children; the others with an obstacle must not see one. `shell` marks a text without a `#!`
     line, which shells run themselves and execve refuses."""
 
-    __slots__ = ("binary", "obstacle", "path", "shell", "static")
+    __slots__ = ("binary", "ignores", "obstacle", "path", "shell")
 
     def __init__(self, path: str, binary: str, obstacle: str, shell: bool) -> None:
         self.path = path
         self.binary = binary
         self.obstacle = obstacle
-        self.static = obstacle == STATIC
+        self.ignores = obstacle in (STATIC, GO)
         self.shell = shell
 
 
@@ -116,7 +119,9 @@ def _inspect_binary(fd: int, binary: str, head: bytes, library_head: bytes | Non
         return obstacle, False
     if library_head and _architecture(head) != _architecture(library_head):
         return f"it is a program for {_architecture_name(head)}, not {_architecture_name(library_head)}", False
-    loader = _loader(fd, head)
+    loader, note = _segments(fd, head)
+    if GO_NOTE in note:
+        return GO, False
     if not loader:
         return STATIC, False
     name = loader.rsplit("/", 1)[-1]
@@ -161,19 +166,25 @@ def _architecture_name(head: bytes) -> str:
     return f"{name} with 32-bit pointers" if name == "x86-64" and kind == 1 else name
 
 
-def _loader(fd: int, head: bytes) -> str:
-    """PT_INTERP; "" where there is none, in a static program."""
+def _segments(fd: int, head: bytes) -> tuple[str, bytes]:
+    """PT_INTERP, "" where there is none, in a static program; and all of PT_NOTE."""
+    loader, notes = "", b""
     wide, big = head[4] == 2, head[5] == 2
     table = _number(head, 32, 8, big) if wide else _number(head, 28, 4, big)
     size, count = (_number(head, 54 if wide else 42, 2, big), _number(head, 56 if wide else 44, 2, big))
     entries = _read_at(fd, head, table, size * count)
     for start in range(0, size * count, size or 1):
-        if _number(entries, start, 4, big) == PT_INTERP:
-            word = 8 if wide else 4
-            offset = _number(entries, start + word, word, big)
-            length = _number(entries, start + 4 * word, word, big)
-            return os.fsdecode(_read_at(fd, head, offset, min(length, HEAD_SIZE)).rstrip(b"\0"))
-    return ""
+        kind = _number(entries, start, 4, big)
+        if kind not in (PT_INTERP, PT_NOTE):
+            continue
+        word = 8 if wide else 4
+        offset = _number(entries, start + word, word, big)
+        content = _read_at(fd, head, offset, min(_number(entries, start + 4 * word, word, big), HEAD_SIZE))
+        if kind == PT_NOTE:
+            notes += content
+        else:
+            loader = loader or os.fsdecode(content.rstrip(b"\0"))
+    return loader, notes
 
 
 def _read_at(fd: int, head: bytes, offset: int, size: int) -> bytes:

@@ -159,7 +159,7 @@ class Lab:
 
 
 @cache
-def build_host(name: str, *options: str, as_name: str = "") -> Path:
+def build_host(name: str, *options: str, as_name: str = "", compiler: str = "gcc") -> Path:
     """Compiles tests/hosts/NAME.c, or .cpp, where it or what it includes has changed."""
     (source,) = HOSTS.glob(f"{name}.c*")
     output = ROOT / ".build" / "hosts" / (as_name or name)
@@ -167,10 +167,25 @@ def build_host(name: str, *options: str, as_name: str = "") -> Path:
     newest = max(file.stat().st_mtime_ns for file in (source, HOSTS / "awkward.h", FILTERS, Path(__file__)))
     if not output.exists() or output.stat().st_mtime_ns < newest:
         fresh = output.with_suffix(f".{os.getpid()}")
-        language = ["gcc", "-std=gnu11"]
+        language = [compiler, "-std=gnu11"]
         if source.suffix == ".cpp":
             language = [shutil.which("g++") or "clang++", "-std=c++17"]
         flags = ["-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread"]
         subprocess.run([*language, *flags, "-o", fresh, source, *options, "-lm"], check=True, timeout=120)
+        fresh.rename(output)
+    return output
+
+
+@cache
+def build_go(cgo: bool) -> Path:
+    """Compiles awkward_go.go where it has changed: without C a static program, with it one that libc's loader starts."""
+    source = HOSTS / "awkward_go.go"
+    output = ROOT / ".build" / "hosts" / f"awkward_go-{int(cgo)}"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if not output.exists() or output.stat().st_mtime_ns < source.stat().st_mtime_ns:
+        fresh = output.with_suffix(f".{os.getpid()}")
+        settings = {"CGO_ENABLED": str(int(cgo)), "GOCACHE": str(output.parent / "go"), "GO111MODULE": "off"}
+        command = ["/usr/bin/go", "build", "-o", fresh, source]
+        subprocess.run(command, env={**os.environ, **settings}, check=True, timeout=120)
         fresh.rename(output)
     return output

@@ -48,14 +48,14 @@ def test_static_program(compiled: Callable[..., Path], flag: str) -> None:
     """O4, T14: a static program is known by its missing PT_INTERP."""
     program = elf.inspect(str(compiled("gcc", flag)), HEAD)
     assert program.obstacle == "it is statically linked"
-    assert program.static
+    assert program.ignores
 
 
 def test_musl_program(compiled: Callable[..., Path]) -> None:
     """O4: a musl program is known by its loader."""
     program = elf.inspect(str(compiled("musl-gcc")), HEAD)
     assert "musl" in program.obstacle
-    assert not program.static
+    assert not program.ignores
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_damaged_headers_are_left_to_exec(tmp_path: Path, offset: bytes) -> None
     path = tmp_path / "program"
     image = Path("/bin/true").read_bytes()
     path.write_bytes(image[:32] + offset + image[40:])
-    assert elf.inspect(str(path), HEAD).static
+    assert elf.inspect(str(path), HEAD).ignores
 
 
 def test_missing_interpreter_and_loader_are_named(tmp_path: Path) -> None:
