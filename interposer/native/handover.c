@@ -6,10 +6,12 @@
 #include "lifecycle.h"
 #include "options.h"
 #include "ports.h"
+#include "reasons.h"
 #include "real.h"
 #include "sandbox.h"
 #include "stats.h"
 #include "switch.h"
+#include "uring.h"
 #include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -222,6 +224,8 @@ static bool take(int fd, struct sock *sock, void *context)
     sock->foreign = false;             /* its O_NONBLOCK is the switch's, as in the program before */
     sock->generation = flows_generation();
     switch_listens(sock, fd);
+    if (uring_exists(true) || uring_possible)   /* who waits there already might wait for ever */
+        companion_give_up(sock, fd, REASON_IO_URING);
     return true;
 }
 
@@ -276,6 +280,15 @@ static bool is_privileged(int fd)
            fgetxattr(fd, "security.capability", NULL, 0) > 0;
 }
 
+/* Go's linker leaves a note: such a program makes its system calls without libc, whatever starts it. */
+static bool is_go(int fd, const Elf64_Phdr *note)
+{
+    static const char mark[] = "\4\0\0\0Go\0";   /* and the string's own end */
+    char text[512];
+    ssize_t got = pread(fd, text, note->p_filesz < sizeof text ? note->p_filesz : sizeof text, (off_t)note->p_offset);
+    return got > 0 && memmem(text, (size_t)got, mark, sizeof mark);
+}
+
 /* A program of this architecture that glibc's loader starts. */
 static bool loads(int fd, const char *head, size_t size)
 {
@@ -286,6 +299,7 @@ static bool loads(int fd, const char *head, size_t size)
     if (memcmp(header.e_ident, own.e_ident, EI_DATA + 1) != 0 || header.e_machine != own.e_machine ||
         header.e_phentsize != sizeof(Elf64_Phdr))
         return false;
+    bool found = false;
     for (int i = 0; i < header.e_phnum; i++) {
         Elf64_Phdr part;
         size_t at = header.e_phoff + (size_t)i * sizeof part;
@@ -294,10 +308,12 @@ static bool loads(int fd, const char *head, size_t size)
         memcpy(&part, head + at, sizeof part);
         char loader[256] = "";
         if (part.p_type == PT_INTERP)
-            return part.p_filesz < sizeof loader && pread(fd, loader, part.p_filesz, (off_t)part.p_offset) > 0 &&
-                   strstr(loader, "/ld-linux");
+            found = part.p_filesz < sizeof loader && pread(fd, loader, part.p_filesz, (off_t)part.p_offset) > 0 &&
+                    strstr(loader, "/ld-linux");
+        else if (part.p_type == PT_NOTE && is_go(fd, &part))
+            return false;
     }
-    return false;
+    return found;
 }
 
 static bool is_program(const char *path, int depth)

@@ -19,6 +19,19 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 both_kinds = pytest.mark.parametrize("cgo", [False, True], ids=["static", "cgo"])
 
 
+PARENT = """
+import os, select, socket, subprocess, sys
+listener = socket.create_server(("127.0.0.1", 0))
+if "waits" in sys.argv:
+    select.select([listener], [], [], 0)
+os.dup2(listener.fileno(), 3)
+worker = subprocess.Popen([sys.argv[1], "worker"], pass_fds=[3])
+print(listener.getsockname()[1], flush=True)
+sys.exit(worker.wait())
+"""
+"""Hands its listener to a worker, after it has waited on it itself or not, but never accepts."""
+
+
 def complaint(program: object, why: str, more: str = "") -> str:
     return f"sanrun: {program} cannot be interposed: {why}; it runs on plain TCP{more}\n"
 
@@ -58,24 +71,23 @@ def test_child_of_go(lab: Lab, cgo: bool) -> None:
     assert (outcome.letter, outcome.carried) == ("U", ["unix"])
 
 
-PARENT = """
-import os, select, socket, subprocess, sys
-listener = socket.create_server(("127.0.0.1", 0))
-if "waits" in sys.argv:
-    select.select([listener], [], [], 0)
-os.dup2(listener.fileno(), 3)
-worker = subprocess.Popen([sys.argv[1], "worker"], pass_fds=[3])
-print(listener.getsockname()[1], flush=True)
-sys.exit(worker.wait())
-"""
+def served_by_worker(lab: Lab, worker: Path, *options: str) -> None:
+    with lab.serving("plain", "/usr/bin/python3", "-c", PARENT, worker, *options) as (parent, port, _):
+        client = lab.run("plain", build_host("awkward_client"), port, timeout=20)
+        assert (client.letter, client.carried) == ("T", ["NO_COMPANION"])
+        assert parent.wait(10) in (0, ord("T"))
 
 
 @both_kinds
-def test_go_worker_of_an_interposed_parent(lab: Lab, cgo: bool) -> None:
-    """T14, S23: a Go worker that serves a listener which its parent made, and never served, gets the clients."""
-    with lab.serving("plain", "/usr/bin/python3", "-c", PARENT, build_go(cgo)) as (parent, port, _):
-        client = lab.run("plain", build_host("awkward_client"), port, timeout=20)
-        assert (client.letter, client.carried, parent.wait(10)) == ("T", ["NO_COMPANION"], 0)
+@pytest.mark.parametrize("options", [(), ("waits",)], ids=["", "waits"])
+def test_go_worker_of_an_interposed_parent(lab: Lab, options: tuple[str, ...], cgo: bool) -> None:
+    """T14, S23: a Go worker that serves a listener which its parent made, and never accepted from, gets the clients."""
+    served_by_worker(lab, build_go(cgo), *options)
+
+
+def test_ring_worker_of_an_interposed_parent(lab: Lab) -> None:
+    """T14, S23: the same of a worker with libc that accepts through an io_uring."""
+    served_by_worker(lab, build_host("awkward_ring", as_name="awkward_ring-instruction"))
 
 
 # musl

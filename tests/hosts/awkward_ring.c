@@ -1,6 +1,6 @@
 /* awkward_ring WHAT [PORT | RING PIPE]: a program with an io_uring of its own, which it makes by an instruction, or with -DBY_LIBC by
  * libc's syscall(), or with -DHIDDEN by syscall() with a number that stands nowhere in its code. Servers print their
- * port, serve one client through the ring and end with the letter of what carried it. */
+ * port, serve one client through the ring and end with the letter of what carried it; a worker's listener is its descriptor 3. */
 #include "awkward.h"
 #include <fcntl.h>
 #include <linux/io_uring.h>
@@ -99,7 +99,8 @@ int main(int argc, char **argv)
     }
     if (strcmp(what, "before") == 0)
         make_ring();
-    int listener = listener_at(&port);
+    bool worker = strcmp(what, "worker") == 0;
+    int listener = worker ? 3 : listener_at(&port);
     if (listener < 0)
         return 11;
     if (strcmp(what, "inherit") == 0) {
@@ -110,7 +111,8 @@ int main(int argc, char **argv)
     }
     if (strcmp(what, "after") == 0)
         make_ring();
-    SAY("%d\n", port);
+    if (!worker)
+        SAY("%d\n", port);
     struct pollfd ready = {listener, POLLIN, 0};
     if (strcmp(what, "late") == 0)     /* a client comes before there is a ring; one on a SAN is not seen here */
         past_libc(SYS_poll, (long)&ready, 1, 2000, 0, 0);
