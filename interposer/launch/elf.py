@@ -35,9 +35,9 @@ class NotExecutable(Exception):
 
 class Program:
     """`path` is what exec gets, `binary` the file that will run: a script's interpreter, else `path` itself.
-    `obstacle` says why the library cannot follow it, "" when it can. Programs that `ignores` is true of merely take no
-    notice of a preload, and hand it on to their children; the others with an obstacle must not see one. `shell` marks a text without a `#!`
-    line, which shells run themselves and execve refuses."""
+    `obstacle` says why the library cannot follow it, "" when it can. A program that `ignores` a preload hands it on to
+    its children; the others with an obstacle must not see one. `shell` marks a text without a `#!` line, which shells
+    run themselves and execve refuses."""
 
     __slots__ = ("binary", "ignores", "obstacle", "path", "shell")
 

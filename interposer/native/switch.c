@@ -26,6 +26,10 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+/* Of pthread_cleanup_push. musl's loader knows no such names, and would not start a program that was to preload us. */
+#pragma weak __pthread_register_cancel
+#pragma weak __pthread_unregister_cancel
+
 #define SAME_SIDE_IN_A_ROW 8           /* connections from one side of a listener before the other is asked first */
 #define TURNED_AWAY_IN_A_ROW 16
 #define RULE_EARLIER (RULE_DEFAULT - 1)

@@ -178,7 +178,7 @@ def build_host(name: str, *options: str, as_name: str = "", compiler: str = "gcc
 
 @cache
 def build_go(cgo: bool) -> Path:
-    """Compiles awkward_go.go where it has changed: without C a static program, with it one that libc's loader starts."""
+    """Compiles awkward_go.go where it has changed: static, or with cgo, one that libc's loader starts."""
     source = HOSTS / "awkward_go.go"
     output = ROOT / ".build" / "hosts" / f"awkward_go-{int(cgo)}"
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -142,7 +142,7 @@ def test_privileged_program(lab: Lab, how: str, why: str, user: str) -> None:
 
 @as_root
 def test_sudo(lab: Lab) -> None:
-    """X3, O4: sudo runs as without the switch, and cleans the environment of what it starts, by sanrun and by a shell."""
+    """X3, O4: sudo runs as without the switch, and cleans the environment of what it starts."""
     client = shared_client(lab)
     outcome = lab.run("plain", "sudo", "-n", client, lab.port, quiet=False)
     assert (outcome.letter, outcome.carried) == ("T", [])
