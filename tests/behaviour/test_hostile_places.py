@@ -1,4 +1,4 @@
-"""Directories, files and variables that somebody else made: refused, or passed by; nothing waits and nothing is loaded."""
+"""Directories, files and variables that somebody else made: refused or passed by; nothing waits, nothing is loaded."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def under(kind: str, run: Path, cached: str) -> subprocess.CompletedProcess[str]
     [("full", "No space left on device"), ("read-only", "Read-only file system")],
 )
 def test_file_system(place: Path, kind: str, said: str) -> None:
-    """X3, X6: a run-time directory that takes nothing is told with a remedy, before the program starts; with the compiled
-    policy there from before, nothing is missing."""
+    """X3, X6: a run-time directory that takes nothing is told with a remedy, before the program starts; with the
+    compiled policy there from before, nothing is missing."""
     done = under(kind, place, "")
     assert (done.returncode, done.stdout) == (125, "")
     assert said in done.stderr
@@ -163,8 +163,8 @@ BAIT = (
 
 @pytest.mark.parametrize("engine", ["embedded", "startup", "helper", "off"])
 def test_nothing_by_a_relative_path(place: Path, engine: str) -> None:
-    """X3: from a directory full of bait, with Python in the program or beside it, every file is opened and executed by an
-    absolute path, and none of the bait."""
+    """X3: from a directory full of bait, with Python in the program or beside it, every file is opened and executed by
+    an absolute path, and none of the bait."""
     bait = place / "bait"
     bait.mkdir()
     for name in BAIT:
@@ -179,7 +179,8 @@ def test_nothing_by_a_relative_path(place: Path, engine: str) -> None:
     with socket.create_server((LOOPBACK, 0)) as server:
         port = server.getsockname()[1]
         log = place / "strace"
-        command = ["strace", "-f", "-qq", "-e", "trace=open,openat,openat2,execve,execveat", "-o", log, SANRUN, "--policy", policy, "--"]
+        calls = "trace=open,openat,openat2,execve,execveat"
+        command = ["strace", "-f", "-qq", "-e", calls, "-o", log, SANRUN, "--policy", policy, "--"]
         command += ["/bin/bash", "-c", f"exec 3<>/dev/tcp/{LOOPBACK}/{port}; echo hello >&3; /usr/bin/env true"]
         subprocess.run(command, cwd=bait, env=plain_environment(), check=True, capture_output=True, timeout=60)
         accepted, _ = server.accept()

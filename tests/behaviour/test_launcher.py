@@ -289,6 +289,14 @@ def test_dry_run_shows_and_starts_nothing(sanrun: Run, policy: Callable[[str], s
     assert f"{path}:4: listen -> unix" in result.stdout
     assert f"{path}:9" not in result.stdout
     assert f"{path}:12: connect -> tcp" in result.stdout
+    assert "packet filters: where some act, TCP\n" in result.stdout
+
+
+def test_dry_run_shows_who_ignores_packet_filters(sanrun: Run, policy: Callable[[str], str]) -> None:
+    """X9, P3: the section of another program counts for it alone."""
+    path = policy('version = 1\n[[process]]\nexe = "true"\nignore_firewall = true\n')
+    assert "packet filters: ignored\n" in sanrun("--policy", path, "--dry-run", "true").stdout
+    assert "packet filters: where some act, TCP\n" in sanrun("--policy", path, "--dry-run", "false").stdout
 
 
 def test_dry_run_shows_the_engine_and_why(sanrun: Run, policy: Callable[[str], str], tmp_path: Path) -> None:

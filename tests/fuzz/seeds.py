@@ -125,6 +125,24 @@ def netlink() -> Iterator[bytes]:
             yield bytes([mode << 1 | family]) + b"".join(struct.pack("=H", len(part)) + part for part in parts)
 
 
+def rules() -> Iterator[bytes]:
+    def attribute(kind: int, value: bytes) -> bytes:
+        return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
+
+    def chain(family: int, hook: int, kind: bytes, policy: int, use: int) -> bytes:
+        hooked = attribute(1, struct.pack("!I", hook)) + attribute(2, struct.pack("!I", 0))
+        body = struct.pack("=BBH", family, 0, 0) + attribute(1, b"table\0") + attribute(3, b"chain\0")
+        body += attribute(0x8004, hooked) + attribute(5, struct.pack("!I", policy)) + attribute(7, kind + b"\0")
+        body += attribute(6, struct.pack("!I", use))
+        return struct.pack("=IHHII", 16 + len(body), 10 << 8 | 3, 2, 0, 0) + body
+
+    done = struct.pack("=IHHIIi", 20, 3, 2, 0, 0, 0)
+    generation = struct.pack("=IHHII", 28, 10 << 8 | 15, 0, 0, 0) + bytes(4) + attribute(1, struct.pack("!I", 7))
+    chains = chain(1, 3, b"filter", 1, 2) + chain(2, 3, b"nat", 1, 1) + chain(10, 2, b"filter", 0, 0) + done
+    for mode, part in ((1, chains), (0, generation)):
+        yield bytes([mode]) + struct.pack("=H", len(part)) + part
+
+
 def ports() -> Iterator[bytes]:
     yield from (b"32768\t60999\n", b"8080,9000-9010\n", b"1-65535,3\n", b"")
 
@@ -162,7 +180,7 @@ def stats() -> Iterator[bytes]:
 
 
 ALL: dict[str, Callable[[], Iterator[bytes]]] = {
-    each.__name__: each for each in (table, helper, names, fdinfo, netlink, ports, maps, facts, filter, stats)
+    each.__name__: each for each in (table, helper, names, fdinfo, netlink, rules, ports, maps, facts, filter, stats)
 }
 
 
