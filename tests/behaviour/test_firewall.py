@@ -230,6 +230,22 @@ def test_ignored(san: World, tmp_path: Path, user: str, place: str) -> None:
     san.join(listener, address)
 
 
+@pytest.mark.parametrize("user", USERS)
+def test_strict(san: World, user: str) -> None:
+    """X7, X9: under --require what a rule keeps off the SAN is refused, and not left to TCP."""
+    san.stage.environments = {**san.stage.environments, "client": switched_environment("--require")}
+    listener, address = san.listener()
+    become(san.client, USERS[user])
+    san.join(listener, address)
+    _, other = san.listener()
+    nft(rule(f"tcp dport {other[1]} ct state new drop"))
+    begin = time.monotonic()
+    while attempt(san, other)[0] != "ECONNREFUSED":
+        assert time.monotonic() - begin < SECOND + 0.5
+        time.sleep(0.1)
+    assert reasons(san.client)["FIREWALL"]
+
+
 # ---- control groups
 
 INGRESS, EGRESS, CONNECT4 = 0, 1, 10
