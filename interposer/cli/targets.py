@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from interposer.cli.output import Failure, complain
-from interposer.diag import stats
+from interposer.diag import bypassed, stats
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +25,8 @@ def find(options: argparse.Namespace) -> tuple[list[stats.Process], bool]:
     except stats.PageError as error:
         raise Failure(f"process {options.pid}: {error}") from None
     except stats.ProcessError as error:
-        raise Failure(str(error)) from None
+        why = bypassed.why(options.pid)
+        raise Failure(f"process {options.pid} cannot be interposed: {why}" if why else str(error)) from None
 
 
 def pid(text: str) -> int:

@@ -3,6 +3,7 @@ as without the switch, alone and as children of a shell that has it."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import stat
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from awkward import Lab, Outcome, build_go, build_host
-from puppet import plain_environment
+from puppet import SANRUN, plain_environment
 
 GO = "it is a Go program, which makes its system calls without libc"
 NOBODY = 65534
@@ -34,6 +35,12 @@ sys.exit(worker.wait())
 
 def complaint(program: object, why: str, more: str = "") -> str:
     return f"sanrun: {program} cannot be interposed: {why}; it runs on plain TCP{more}\n"
+
+
+def sanctl(*words: str) -> str:
+    command = [SANRUN.with_name("sanctl"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    return done.stdout + done.stderr
 
 
 def from_shell(lab: Lab, *words: object) -> Outcome:
@@ -88,6 +95,19 @@ def test_go_worker_of_an_interposed_parent(lab: Lab, options: tuple[str, ...], c
 def test_ring_worker_of_an_interposed_parent(lab: Lab) -> None:
     """T14, S23: the same of a worker with libc that accepts through an io_uring."""
     served_by_worker(lab, build_host("awkward_ring", as_name="awkward_ring-instruction"))
+
+
+@pytest.mark.parametrize("kind", ["go", "static"])
+def test_bypassed_processes_are_listed(lab: Lab, kind: str) -> None:
+    """O2, O4, T14: sanctl stats names the processes that inherited the switch and cannot be entered, and why."""
+    static = build_host("awkward_server", "-static", as_name="awkward_server-static")
+    program, why = (build_go(True), GO) if kind == "go" else (static, "it is statically linked")
+    with lab.serving("plain", "sh", "-c", 'exec "$@"', "sh", program, "serve") as (process, _, _):
+        entry = {"pid": process.pid, "exe": str(program), "why": why}
+        assert entry in json.loads(sanctl("stats", "--json"))["bypassed"]
+        assert any(line.split(None, 2) == [*map(str, entry.values())] for line in sanctl("stats").splitlines())
+        if kind == "static":
+            assert f"process {process.pid} cannot be interposed: {why}" in sanctl("ss", "--pid", str(process.pid))
 
 
 # musl
