@@ -84,6 +84,7 @@ struct sock {
     uint8_t ncompanions, noptions, nregistrations;   /* registrations: places ever used */
     struct companion companions[PROVIDERS_MAX];
     struct endpoint local, remote;
+    _Atomic(struct accept_epolls *) accept_epolls;   /* readiness.c's, too */
     struct sock_registration *registrations;   /* readiness.c's; most sockets never need any */
     struct sock_option options[SOCK_OPTIONS];
 };

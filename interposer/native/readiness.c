@@ -28,10 +28,8 @@ static int add(int epfd, int fd, uint32_t events, uint64_t data)
     return real.epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
 }
 
-int readiness_private_epoll(struct sock *sock, int fd)
+static int make_epoll(const struct sock *sock, int fd)
 {
-    if (sock->epoll >= 0 && sock->epoll_pid == lifecycle_pid && hidden_is(sock->epoll))
-        return sock->epoll;
     int fresh = hidden_fd(epoll_create1(EPOLL_CLOEXEC));
     if (fresh < 0)
         return -EMFILE;
@@ -39,9 +37,21 @@ int readiness_private_epoll(struct sock *sock, int fd)
                                                    : add(fresh, fd, EPOLLIN | EPOLLEXCLUSIVE, 0);
     for (int i = 0; !error && i < sock->ncompanions; i++)
         error = add(fresh, companion_poll_fd(sock, i), EPOLLIN | EPOLLEXCLUSIVE, (uint64_t)i + 1);
-    if (error || !sock_lock(sock)) {
+    if (error)
         hidden_close(fresh);
-        return error ? error : -EAGAIN;
+    return error ? error : fresh;
+}
+
+int readiness_private_epoll(struct sock *sock, int fd)
+{
+    if (sock->epoll >= 0 && sock->epoll_pid == lifecycle_pid && hidden_is(sock->epoll))
+        return sock->epoll;
+    int fresh = make_epoll(sock, fd);
+    if (fresh < 0)
+        return fresh;
+    if (!sock_lock(sock)) {
+        hidden_close(fresh);
+        return -EAGAIN;
     }
     int other = -1;
     if (sock->epoll >= 0 && sock->epoll_pid == lifecycle_pid && hidden_is(sock->epoll)) {
@@ -56,6 +66,93 @@ int readiness_private_epoll(struct sock *sock, int fd)
     sock_unlock(sock);
     hidden_close(other);
     return fresh;
+}
+
+/* --- threads in accept() --- */
+
+#define ACCEPT_EPOLLS 15
+
+/* An epoll that wakes one thread wakes the next as well, which finds nothing. So the first that waits does so at the private
+ * epoll, and each other at one of its own, while there are places. */
+struct accept_epolls {
+    struct pool_item item;
+    _Atomic uint32_t busy;             /* a bit for each place */
+    _Atomic uint32_t age;              /* counts the times that the companions changed */
+    struct {
+        int fd;
+        int32_t pid;
+        uint32_t age;
+    } places[ACCEPT_EPOLLS];
+};
+
+POOL(accept_lists, struct accept_epolls);
+
+static struct accept_epolls *accept_epolls(struct sock *sock)
+{
+    struct accept_epolls *list = atomic_load(&sock->accept_epolls), *none = NULL;
+    if (list || !(list = pool_take(&accept_lists)))
+        return list;
+    atomic_store(&list->busy, 0);
+    for (int i = 0; i < ACCEPT_EPOLLS; i++)
+        list->places[i].fd = -1;
+    if (atomic_compare_exchange_strong(&sock->accept_epolls, &none, list))
+        return list;
+    pool_give(&accept_lists, list);
+    return none;
+}
+
+int readiness_take_epoll(struct sock *sock, int fd, int *place)
+{
+    bool first = atomic_fetch_add(&sock->waiters, 1) == 0;
+    struct accept_epolls *list = first ? NULL : accept_epolls(sock);
+    uint32_t busy = list ? atomic_load(&list->busy) : 0;
+    *place = -1;
+    while (list && *place < 0 && busy + 1 < 1u << ACCEPT_EPOLLS) {
+        int free = __builtin_ctz(~busy);
+        if (atomic_compare_exchange_weak(&list->busy, &busy, busy | 1u << free))
+            *place = free;
+    }
+    if (*place < 0)
+        return readiness_private_epoll(sock, fd);
+    int had = list->places[*place].fd;
+    if (had >= 0 && list->places[*place].pid == lifecycle_pid && list->places[*place].age == list->age && hidden_is(had))
+        return had;
+    hidden_close(had);
+    int fresh = make_epoll(sock, fd);
+    list->places[*place].fd = fresh < 0 ? -1 : fresh;
+    list->places[*place].pid = lifecycle_pid;
+    list->places[*place].age = list->age;
+    return fresh < 0 ? readiness_private_epoll(sock, fd) : fresh;
+}
+
+void readiness_give_epoll(struct sock *sock, int place)
+{
+    if (place >= 0)
+        atomic_fetch_and(&atomic_load(&sock->accept_epolls)->busy, ~(1u << place));
+    atomic_fetch_sub(&sock->waiters, 1);
+}
+
+void readiness_without_waiters(struct sock *sock)
+{
+    struct accept_epolls *list = atomic_load(&sock->accept_epolls);
+    if (list)
+        atomic_store(&list->busy, 0);
+}
+
+static void companions_changed(struct sock *sock)
+{
+    struct accept_epolls *list = atomic_load(&sock->accept_epolls);
+    if (list)
+        atomic_fetch_add(&list->age, 1);
+}
+
+static void dispose_accept_epolls(struct sock *sock)
+{
+    struct accept_epolls *list = atomic_exchange(&sock->accept_epolls, NULL);
+    for (int i = 0; list && i < ACCEPT_EPOLLS; i++)
+        hidden_close(list->places[i].fd);
+    if (list)
+        pool_give(&accept_lists, list);
 }
 
 /* --- registrations --- */
@@ -250,6 +347,7 @@ void readiness_dispose(struct sock *sock)
         pool_give(&lists, (char *)sock->registrations - offsetof(struct registrations, list));
     hidden_close(sock->epoll);
     hidden_close(sock->epoll_old);
+    dispose_accept_epolls(sock);
 }
 
 void readiness_before_swap(struct sock *sock)
@@ -374,6 +472,7 @@ int readiness_adopt_listener(struct sock *sock, int fd)
 {
     hidden_close(sock->epoll);         /* of an earlier listen() on the same socket */
     sock->epoll = -1;
+    companions_changed(sock);
     for (int i = 0; i < sock->nregistrations; i++) {
         struct sock_registration *registration = &sock->registrations[i];
         if (registration->epfd < 0)
@@ -401,6 +500,7 @@ bool readiness_is_awaited(const struct sock *sock)
 int readiness_renew_listener(struct sock *sock)
 {
     int error = 0;
+    companions_changed(sock);
     bool own = sock->epoll >= 0 && sock->epoll_pid == lifecycle_pid && hidden_is(sock->epoll);
     for (int side = 0; !error && side < sock->ncompanions; side++) {
         int fd = companion_poll_fd(sock, side);

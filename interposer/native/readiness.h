@@ -38,6 +38,10 @@ void readiness_abandon_listener(struct sock *sock);
 void readiness_forget_alias(struct sock *sock, int fd);
 /* The socket is gone. */
 void readiness_dispose(struct sock *sock);
+/* An epoll for one thread to wait at in accept(), until it is given back, or -errno. */
+int readiness_take_epoll(struct sock *sock, int fd, int *place);
+void readiness_give_epoll(struct sock *sock, int place);
+void readiness_without_waiters(struct sock *sock);   /* in a child: the threads that waited are the parent's */
 /* The listener's private epoll in this process, made at need; -errno. */
 int readiness_private_epoll(struct sock *sock, int fd);
 #endif

@@ -723,29 +723,46 @@ static int64_t receive_timeout(const struct sock *sock, int fd)
     return limit.tv_sec * 1000 + (limit.tv_usec + 999) / 1000;
 }
 
+struct wait {
+    struct sock *sock;
+    int place;
+};
+
 /* A thread was cancelled. */
-static void wait_no_more(void *sock)
+static void wait_no_more(void *context)
 {
-    atomic_fetch_sub(&((struct sock *)sock)->waiters, 1);
-    sock_put(sock);
+    struct wait *wait = context;
+    readiness_give_epoll(wait->sock, wait->place);
+    sock_put(wait->sock);
 }
 
-/* A fork clears the count of the child, and the reference. */
-static int wait_on(struct sock *sock, int epfd, struct epoll_event *events, int timeout)
+/* The TCP listener: closed meanwhile, it has a hidden number. */
+static int listener_of(struct sock *sock, int fd)
 {
-    int count;
-    atomic_fetch_add(&sock->waiters, 1);
-    pthread_cleanup_push(wait_no_more, sock);
-    count = epoll_wait(epfd, events, PROVIDERS_MAX + 1, timeout);
+    return fdtable_peek(fd) == sock || hidden_is(fd) ? fd : atomic_load(&sock->shadow);
+}
+
+/* The sides that are ready, or -errno. A fork takes the reference from the child. */
+static int wait_on(struct sock *sock, int fd, int timeout)
+{
+    struct epoll_event events[PROVIDERS_MAX + 1];
+    struct wait wait = {.sock = sock};
+    int count, ready = 0, epfd = readiness_take_epoll(sock, fd, &wait.place);
+    pthread_cleanup_push(wait_no_more, &wait);
+    count = epfd < 0 ? poll_sides(sock, fd, ~0u, timeout) : epoll_wait(epfd, events, PROVIDERS_MAX + 1, timeout);
     pthread_cleanup_pop(0);
-    atomic_fetch_sub(&sock->waiters, 1);
-    return count;
+    int error = errno;
+    readiness_give_epoll(sock, wait.place);
+    if (epfd < 0)
+        return count;
+    for (int i = 0; i < count; i++)    /* data: 0 is TCP, the companions follow */
+        ready |= 1 << (events[i].data.u64 ? (int)events[i].data.u64 - 1 : sock->ncompanions);
+    return count < 0 ? -error : ready;
 }
 
 /* Waits as a blocking accept does: the sides that are ready, or -errno. The listener stays as long, whoever closes it. */
 static int wait_for_connection(struct sock *sock, int fd, int64_t *deadline)
 {
-    int epfd = readiness_private_epoll(sock, fd);
     if (*deadline == 0) {
         int64_t limit = receive_timeout(sock, fd);
         *deadline = limit < 0 ? -1 : clock_ms() + limit;
@@ -758,28 +775,13 @@ static int wait_for_connection(struct sock *sock, int fd, int64_t *deadline)
         int64_t left = *deadline < 0 ? -1 : *deadline - clock_ms();
         if (*deadline >= 0 && left <= 0)
             return -EAGAIN;
-        int timeout = left > INT32_MAX ? INT32_MAX : (int)left, ready = 0;
-        if (epfd < 0) {
-            ready = poll_sides(sock, fd, ~0u, timeout);
-        } else {
-            struct epoll_event events[PROVIDERS_MAX + 1];
-            int count = wait_on(sock, epfd, events, timeout), error = errno;
-            for (int i = 0; i < count; i++)   /* data: 0 is TCP, the companions follow */
-                ready |= 1 << (events[i].data.u64 ? (int)events[i].data.u64 - 1 : sock->ncompanions);
-            if (count < 0)
-                ready = -error;
-        }
+        int now = listener_of(sock, fd);
+        int ready = now < 0 ? -EBADF : wait_on(sock, now, left > INT32_MAX ? INT32_MAX : (int)left);
         if (ready > 0)
             return ready;
         if (ready < 0 && (ready != -EINTR || *deadline >= 0 || !switch_restarts()))
             return ready;
     }
-}
-
-/* The TCP listener: closed meanwhile, it has a hidden number. */
-static int listener_of(struct sock *sock, int fd)
-{
-    return fdtable_peek(fd) == sock || hidden_is(fd) ? fd : atomic_load(&sock->shadow);
 }
 
 static int accept_held(struct sock **held, int fd, struct sockaddr *address, socklen_t *length, int flags, bool plain)
