@@ -158,10 +158,10 @@ int hook_dup3(int from, int to, int flags)
 int hook_fcntl(int fd, int command, long argument)
 {
     struct sock *sock = fdtable_peek(fd);
+    if (lifecycle_active && (command == F_DUPFD || command == F_DUPFD_CLOEXEC))
+        return switch_dup(fd, command, argument);
     if (!sock)
         return real.fcntl(fd, command, argument);
-    if (command == F_DUPFD || command == F_DUPFD_CLOEXEC)
-        return switch_dup(fd, command, argument);
     if (sock_phase(sock) == SOCK_LISTENING)
         return switch_fcntl(sock, fd, command, argument);
     if (command == F_SETOWN || command == F_SETOWN_EX || command == F_SETSIG)
@@ -599,6 +599,119 @@ int hook_unshare(int flags)
 {
     lifecycle_moved = true;
     return real.unshare(flags);
+}
+
+/* --- other descriptors: a number that is made was somebody's, and where none is left the hidden ones give way --- */
+
+static void made(int fd)
+{
+    if (fd >= 0 && fdtable_peek(fd) && !lifecycle_borrowed())
+        fdtable_drop(fd);
+}
+
+static bool starved(void)
+{
+    return errno == EMFILE && hidden_reclaim();
+}
+
+#define MAKE(type, result, failed, fd, call)                                                                           \
+    int saved = errno;                                                                                                 \
+    type result;                                                                                                       \
+    do                                                                                                                 \
+        result = call;                                                                                                 \
+    while ((failed) && starved());                                                                                     \
+    if (!(failed)) {                                                                                                   \
+        made(fd);                                                                                                      \
+        errno = saved;                                                                                                 \
+    }                                                                                                                  \
+    return result;
+#define MAKE_ONE(call) MAKE(int, fd, fd < 0, fd, call)
+#define MAKE_PAIR(call) MAKE(int, result, result < 0, (made(pair[0]), pair[1]), call)
+
+int hook_open(const char *path, int flags, unsigned mode)
+{
+    MAKE_ONE(real.open(path, flags, mode))
+}
+
+int hook_open64(const char *path, int flags, unsigned mode)
+{
+    MAKE_ONE(real.open64(path, flags, mode))
+}
+
+int hook_openat(int directory, const char *path, int flags, unsigned mode)
+{
+    MAKE_ONE(real.openat(directory, path, flags, mode))
+}
+
+int hook_openat64(int directory, const char *path, int flags, unsigned mode)
+{
+    MAKE_ONE(real.openat64(directory, path, flags, mode))
+}
+
+FILE *hook_fopen(const char *path, const char *mode)
+{
+    MAKE(FILE *, stream, !stream, fileno_unlocked(stream), real.fopen(path, mode))
+}
+
+FILE *hook_fopen64(const char *path, const char *mode)
+{
+    MAKE(FILE *, stream, !stream, fileno_unlocked(stream), real.fopen64(path, mode))
+}
+
+DIR *hook_opendir(const char *path)
+{
+    MAKE(DIR *, directory, !directory, dirfd(directory), real.opendir(path))
+}
+
+int hook_pipe(int pair[2])
+{
+    MAKE_PAIR(real.pipe(pair))
+}
+
+int hook_pipe2(int pair[2], int flags)
+{
+    MAKE_PAIR(real.pipe2(pair, flags))
+}
+
+int hook_socketpair(int domain, int type, int protocol, int pair[2])
+{
+    MAKE_PAIR(real.socketpair(domain, type, protocol, pair))
+}
+
+int hook_epoll_create(int size)
+{
+    MAKE_ONE(real.epoll_create(size))
+}
+
+int hook_epoll_create1(int flags)
+{
+    MAKE_ONE(real.epoll_create1(flags))
+}
+
+int hook_eventfd(unsigned value, int flags)
+{
+    MAKE_ONE(real.eventfd(value, flags))
+}
+
+int hook_timerfd_create(int clock, int flags)
+{
+    MAKE_ONE(real.timerfd_create(clock, flags))
+}
+
+/* With a descriptor it makes none. */
+int hook_signalfd(int old, const sigset_t *mask, int flags)
+{
+    MAKE_ONE(real.signalfd(old, mask, flags))
+}
+
+int hook_memfd_create(const char *name, unsigned flags)
+{
+    MAKE_ONE(real.memfd_create(name, flags))
+}
+
+int hook_inotify_init1(int flags)
+{
+    MAKE_ONE(real.inotify_init1(flags))
 }
 
 /* --- calls by number --- */

@@ -625,6 +625,21 @@ void companion_give_up(struct sock *sock, int fd, int reason)
     stats_reason(sock->reason);
 }
 
+bool companion_yield(struct sock *sock, int fd)
+{
+    for (int i = 0; i < sock->ncompanions; i++) {
+        struct pollfd look = {companion_poll_fd(sock, i), POLLIN, 0};
+        if (real.poll(&look, 1, 0) != 0)
+            return false;              /* somebody waits there, and will be accepted */
+    }
+    companion_give_up(sock, fd, REASON_NO_DESCRIPTOR);
+    /* From here on nobody comes to them; who came before holds the socket. */
+    if (sock_phase(sock) == SOCK_LISTENING || atomic_load(&sock->refs) != atomic_load(&sock->aliases))
+        return false;
+    close_companions(sock);
+    return true;
+}
+
 void companion_dispose(struct sock *sock)
 {
     int saved = errno;                 /* the close() that led here has succeeded */

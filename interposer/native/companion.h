@@ -63,5 +63,7 @@ void companion_retire(struct sock *sock, int reason);
 /* A listener loses its companions at once: TCP, with that reason unless it was retired for another. */
 void companion_give_up(struct sock *sock, int fd, int reason);
 /* The last reference is gone. */
+/* Leaves a listener to TCP, and closes its companions, for want of descriptors; false: it has to keep them. */
+bool companion_yield(struct sock *sock, int fd);
 void companion_dispose(struct sock *sock);
 #endif

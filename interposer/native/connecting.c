@@ -47,7 +47,7 @@ static int placeholder(int pair[2])
 {
     static const char filling[4096];
     int least = 1;
-    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair) < 0)
+    if (real.socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair) < 0)
         return -errno;
     real.setsockopt(pair[0], SOL_SOCKET, SO_SNDBUF, &least, sizeof least);
     while (real.send(pair[0], filling, sizeof filling, MSG_NOSIGNAL) > 0)

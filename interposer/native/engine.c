@@ -278,7 +278,7 @@ static bool python_host(void)
 static size_t read_some(const char *path, char *buffer, size_t size)
 {
     size_t length = 0;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = real.open(path, O_RDONLY | O_CLOEXEC, 0);
     if (fd < 0)
         return 0;
     for (ssize_t got; length < size - 1 && (got = real.read(fd, buffer + length, size - 1 - length)) > 0;)
@@ -305,7 +305,7 @@ static void find_stack(uintptr_t here)
 {
     char buffer[1024];
     size_t have = 0;
-    int fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+    int fd = real.open("/proc/self/maps", O_RDONLY | O_CLOEXEC, 0);
     stack_low = stack_high = 0;
     if (fd < 0)
         return;

@@ -3,7 +3,9 @@
 #include "fdtable.h"
 #include "companion.h"
 #include "connecting.h"
+#include "helper.h"
 #include "lifecycle.h"
+#include "provider_unix.h"
 #include "readiness.h"
 #include "real.h"
 #include "stats.h"
@@ -282,14 +284,47 @@ static bool reclaim(int fd, struct sock *sock, void *context)
     return *left > 0;
 }
 
+/* One listener at a time. */
+static bool reclaim_listener(int fd, struct sock *sock, void *context)
+{
+    bool *done = context;
+    *done = sock_phase(sock) == SOCK_LISTENING && companion_yield(sock, fd);
+    return !*done;
+}
+
+static bool reclaim_epoll(int fd, struct sock *sock, void *context)
+{
+    (void)fd;
+    *(bool *)context |= sock_phase(sock) != SOCK_HIDDEN && readiness_yield(sock);
+    return true;
+}
+
+extern char __libc_single_threaded __attribute__((weak));
+
 bool hidden_reclaim(void)
 {
     int left = RECLAIM, saved = errno;
-    if (lifecycle_borrowed())          /* the parked sockets are the parent's */
+    if (!lifecycle_active || lifecycle_borrowed())   /* borrowed: the hidden ones are the parent's */
         return false;
     fdtable_each(0, ~0u, reclaim, &left);
+    bool done = left < RECLAIM || helper_yield();
+    if (!done && &__libc_single_threaded && __libc_single_threaded) {   /* another thread could be using them */
+        fdtable_each(0, ~0u, reclaim_epoll, &done);
+        done |= provider_unix_yield();
+        done |= stats_yield();
+    }
+    if (!done)
+        fdtable_each(0, ~0u, reclaim_listener, &done);
     errno = saved;
-    return left < RECLAIM;
+    return done;
+}
+
+bool hidden_give(_Atomic int *place)
+{
+    int fd = atomic_exchange(place, -1);
+    bool ours = fd >= 0 && hidden_is(fd);
+    hidden_close(fd);
+    return ours;
 }
 
 /* Just above the soft limit: the program loses no number. The limit is raised for this one call. */
@@ -403,7 +438,7 @@ int hidden_fd(int fd)
 void hidden_prepare(void)
 {
     int saved = errno;
-    hidden_close(hidden_fd(open("/", O_PATH | O_CLOEXEC)));
+    hidden_close(hidden_fd(real.open("/", O_PATH | O_CLOEXEC, 0)));
     errno = saved;
 }
 

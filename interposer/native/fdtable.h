@@ -160,9 +160,12 @@ void hidden_prepare(void);
 int hidden_dup(int fd);
 /* fd stays where it is, as one of the switch's own. */
 void hidden_adopt(int fd);
-/* The program is out of descriptors: gives some parked sockets up, and with them the claim to their ports. False: there was
+/* The program is out of descriptors: gives some hidden ones up. Parked sockets first, and with them the claim to their
+ * ports; then what can be made again, in a process with one thread; at last a listener's companions. False: there was
  * none. */
 bool hidden_reclaim(void);
+/* Closes one that can be made again; false: there was none. */
+bool hidden_give(_Atomic int *place);
 void hidden_close(int fd);
 bool hidden_is(int fd);
 #endif

@@ -193,7 +193,7 @@ static int64_t nftables_generation(void)
 static int iptables_rules(const char *names, int family, int bit)
 {
     char text[512], *end;
-    int fd = open(names, O_RDONLY | O_CLOEXEC);
+    int fd = real.open(names, O_RDONLY | O_CLOEXEC, 0);
     ssize_t got = fd < 0 ? 0 : real.read(fd, text, sizeof text);
     bool found = got == (ssize_t)sizeof text;
     if (fd < 0)
@@ -223,7 +223,7 @@ static int iptables_rules(const char *names, int family, int bit)
 /* As a string that begins with a line's end. */
 static bool read_text(const char *path, char *text, size_t size)
 {
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = real.open(path, O_RDONLY | O_CLOEXEC, 0);
     ssize_t got = fd < 0 ? -1 : real.read(fd, text + 1, size - 2);
     if (fd >= 0)
         real.close(fd);
@@ -253,7 +253,7 @@ static bool group_is_silent(void)
     own[strcspn(own, "\n")] = 0;
     for (size_t i = 0; fd < 0 && i < sizeof mounts / sizeof *mounts; i++) {
         struct statfs system;
-        int mount = open(mounts[i], O_PATH | O_DIRECTORY | O_CLOEXEC);
+        int mount = real.open(mounts[i], O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
         if (mount < 0)
             continue;
         if (fstatfs(mount, &system) == 0 && system.f_type == CGROUP2_SUPER_MAGIC)

@@ -197,7 +197,7 @@ static void look_at(int fd, void *context)
 static void each_descriptor(void (*visit)(int fd, void *context), void *context)
 {
     char entries[2048];
-    int directory = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int directory = real.open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
     for (int fd = 0; directory < 0 && fd < 64; fd++)
         visit(fd, context);
     long got = 0;
@@ -319,7 +319,7 @@ static bool loads(int fd, const char *head, size_t size)
 static bool is_program(const char *path, int depth)
 {
     char head[1024], *interpreter = NULL;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = real.open(path, O_RDONLY | O_CLOEXEC, 0);
     if (fd < 0)
         return false;
     ssize_t got = pread(fd, head, sizeof head - 1, 0);

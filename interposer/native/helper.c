@@ -213,9 +213,15 @@ uint16_t helper_ask(const char *address, uint64_t generation, const struct decis
     return answered == 0 && request->function != FUNCTION_NONE ? REASON_FUNCTION_TIMEOUT : REASON_ENGINE_NO_HELPER;
 }
 
+bool helper_yield(void)
+{
+    bool some = false;
+    for (int fd; (fd = take_idle()) >= 0; some = true)
+        hidden_close(fd);
+    return some;
+}
+
 void helper_after_fork_child(void)
 {
-    int fd;
-    while ((fd = take_idle()) >= 0)
-        hidden_close(fd);
+    helper_yield();
 }

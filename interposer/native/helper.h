@@ -27,5 +27,7 @@ struct helper_answer {                 /* 48 bytes */
 /* 0 and *out, or the reason number. `address` is an abstract name, or a path if it begins with a slash. */
 uint16_t helper_ask(const char *address, uint64_t generation, const struct decision_request *request, uint32_t wait_ms,
                     struct verdict *out);
+/* Closes idle connections; false: there was none. */
+bool helper_yield(void);
 void helper_after_fork_child(void);
 #endif

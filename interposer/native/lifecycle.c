@@ -105,7 +105,7 @@ static char *place, *limit;
 static const char *keep_file(const char *path, char separator)
 {
     char *start = place;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = real.open(path, O_RDONLY | O_CLOEXEC, 0);
     if (fd >= 0) {
         ssize_t got;
         while (place < limit - 2 && (got = real.read(fd, place, (size_t)(limit - 2 - place))) > 0)

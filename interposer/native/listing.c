@@ -18,7 +18,7 @@ struct entry {
 void listing_each(const char *directory, bool (*visit)(const char *name, void *context), void *context)
 {
     char list[4096];
-    int saved = errno, fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int saved = errno, fd = real.open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
     bool more = true;
     long got;
     while (more && fd >= 0 && (got = real.syscall(SYS_getdents64, fd, (long)list, sizeof list, 0, 0, 0)) > 0)

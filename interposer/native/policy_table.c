@@ -210,7 +210,7 @@ static int read_open_file(int fd, const struct process_facts *facts, struct poli
 int policy_table_read(const char *path, const struct process_facts *facts, struct policy_table **out,
                       struct stat *status)
 {
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
+    int fd = real.open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, 0);
 
     if (fd < 0)
         return -REASON_BAD_TABLE;

@@ -21,8 +21,11 @@ static void *grow(struct pool *pool)
     if (!atomic_load_explicit(slot, memory_order_acquire)) {
         size_t size = (size_t)POOL_CHUNK * pool->item_size;
         char *fresh = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (fresh == MAP_FAILED)
-            return NULL;               /* the index is lost, and tried by nobody again */
+        if (fresh == MAP_FAILED) {
+            uint32_t next = index + 1; /* where another thread has taken that, the index is lost */
+            atomic_compare_exchange_strong(&pool->used, &next, index);
+            return NULL;
+        }
         char *expected = NULL;
         if (!atomic_compare_exchange_strong(slot, &expected, fresh))
             munmap(fresh, size);

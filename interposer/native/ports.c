@@ -47,7 +47,7 @@ void ports_after_fork_child(void)
 static int read_ranges(const char *path, struct range *out, int most, char between)
 {
     char text[512];
-    int fd = open(path, O_RDONLY | O_CLOEXEC), count = 0;
+    int fd = real.open(path, O_RDONLY | O_CLOEXEC, 0), count = 0;
     if (fd < 0)
         return -1;
     ssize_t got = real.read(fd, text, sizeof text);

@@ -725,6 +725,11 @@ static int unix_recognise(int fd, struct endpoint *local, struct endpoint *peer,
     return mine != 'C';
 }
 
+bool provider_unix_yield(void)
+{
+    return hidden_give(&probe_fd);
+}
+
 void provider_unix_after_fork_child(void)
 {
     cache_lock = 0;

@@ -30,7 +30,7 @@ static int add(int epfd, int fd, uint32_t events, uint64_t data)
 
 static int make_epoll(const struct sock *sock, int fd)
 {
-    int fresh = hidden_fd(epoll_create1(EPOLL_CLOEXEC));
+    int fresh = hidden_fd(real.epoll_create1(EPOLL_CLOEXEC));
     if (fresh < 0)
         return -EMFILE;
     int error = sock_phase(sock) == SOCK_CONNECTED ? add(fresh, fd, EPOLLPRI | EPOLLET, 0)
@@ -187,7 +187,7 @@ static void each_item(int epfd, bool (*visit)(const struct item *item, void *con
 {
     char path[64], text[4096];
     snprintf(path, sizeof path, "/proc/self/fdinfo/%d", epfd);
-    int info = open(path, O_RDONLY | O_CLOEXEC);
+    int info = real.open(path, O_RDONLY | O_CLOEXEC, 0);
     size_t filled = 0;
     bool more = info >= 0;
     while (more) {
@@ -336,6 +336,16 @@ void readiness_forget_alias(struct sock *sock, int fd)
         if (!kept)
             registration->epfd = -1;
     }
+}
+
+bool readiness_yield(struct sock *sock)
+{
+    for (int i = 0; i < sock->nregistrations; i++)
+        if (sock->registrations[i].epfd >= 0 && sock->registrations[i].via == sock->epoll)
+            return false;              /* it stands in an epoll of the program's */
+    if (sock->epoll < 0 || sock->epoll_pid != lifecycle_pid)
+        return false;
+    return hidden_give(&sock->epoll);
 }
 
 void readiness_dispose(struct sock *sock)

@@ -37,6 +37,8 @@ void readiness_abandon_listener(struct sock *sock);
 /* fd is no alias any more, and about to be closed: what stands in epolls under its number is another's to change. */
 void readiness_forget_alias(struct sock *sock, int fd);
 /* The socket is gone. */
+/* Closes a private epoll that nothing holds and, in a process with one thread, nobody waits on; false: there was none. */
+bool readiness_yield(struct sock *sock);
 void readiness_dispose(struct sock *sock);
 /* An epoll for one thread to wait at in accept(), until it is given back, or -errno. */
 int readiness_take_epoll(struct sock *sock, int fd, int *place);

@@ -32,7 +32,7 @@ static bool waits(const struct sock *sock, const char *thread)
     long call;
     unsigned fd;
     snprintf(path, sizeof path, "/proc/self/task/%.20s/syscall", thread);
-    int file = open(path, O_RDONLY | O_CLOEXEC);
+    int file = real.open(path, O_RDONLY | O_CLOEXEC, 0);
     if (file < 0)
         return false;
     ssize_t got = real.read(file, text, sizeof text - 1);

@@ -109,10 +109,10 @@ static uint32_t rows_allowed(void)
 
 static int memory_file(size_t size)
 {
-    int fd = memfd_create(STATS_NAME, MFD_CLOEXEC | MFD_NOEXEC_SEAL);
+    int fd = real.memfd_create(STATS_NAME, MFD_CLOEXEC | MFD_NOEXEC_SEAL);
 
     if (fd < 0 && errno == EINVAL)     /* before Linux 6.3 */
-        fd = memfd_create(STATS_NAME, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+        fd = real.memfd_create(STATS_NAME, MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (fd < 0)
         return -1;
     if (ftruncate(fd, (off_t)size) || real.fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)) {
@@ -499,6 +499,20 @@ void stats_generation(uint64_t number)
     atomic_store(&generation, number);
     if (ready())
         __atomic_store_n(&atomic_load(&page)->table_generation, number, __ATOMIC_RELAXED);
+}
+
+bool stats_yield(void)
+{
+    if (atomic_load(&frozen) || atomic_exchange(&replacing, true))
+        return false;
+    bool ours = still_ours(page_fd);
+    if (ours) {
+        hidden_close(page_fd);
+        page_fd = -1;
+        atomic_store(&looked, now(CLOCK_REALTIME_COARSE));
+    }
+    atomic_store(&replacing, false);
+    return ours;
 }
 
 void stats_freeze(void)

@@ -63,6 +63,8 @@ void stats_reason(uint32_t reason);
 void stats_upcall(void);
 void stats_engine(uint32_t state, uint32_t reason);   /* inherited by forked children */
 void stats_generation(uint64_t generation);           /* makes no page; inherited by forked children */
+/* The page's descriptor, for a second or more; false: there was none. */
+bool stats_yield(void);
 /* No page is made any more, in children neither; the one that exists goes on counting. */
 void stats_freeze(void);
 /* For pthread_atfork's child handler. A child made without it (raw clone) finds out by itself. */

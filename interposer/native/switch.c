@@ -117,9 +117,10 @@ int switch_socket(int domain, int type, int protocol)
     do
         fd = real.socket(domain, type, protocol);
     while (fd < 0 && errno == EMFILE && hidden_reclaim());
-    if (fd >= 0)
-        errno = saved;
-    if (fd < 0 || lifecycle_borrowed())
+    if (fd < 0)
+        return fd;
+    errno = saved;
+    if (lifecycle_borrowed())
         return fd;
     bool tcp = !sandbox_closed && (domain == AF_INET || domain == AF_INET6) && (type & 0xf) == SOCK_STREAM &&
                (protocol == 0 || protocol == IPPROTO_TCP);
@@ -130,6 +131,7 @@ int switch_socket(int domain, int type, int protocol)
     } else {
         fdtable_drop(fd);
     }
+    errno = saved;                     /* memory may have been short */
     return fd;
 }
 
@@ -586,6 +588,16 @@ static int tell_address(const struct endpoint *ep, int family, struct sockaddr *
     return 0;
 }
 
+static int hand_out(int fd, const struct endpoint *peer, int family, struct sockaddr *address, socklen_t *length)
+{
+    int error = address ? tell_address(peer, family, address, length) : 0;
+    if (error) {                       /* as TCP: the connection is lost */
+        fdtable_drop(fd);
+        real.close(fd);
+    }
+    return error ? error : fd;
+}
+
 static int accept_companion(struct sock *listener, int index, struct sockaddr *address, socklen_t *length, int flags)
 {
     struct endpoint local, peer;
@@ -595,11 +607,13 @@ static int accept_companion(struct sock *listener, int index, struct sockaddr *a
         return fd;
     struct inherited inherited = inherited_from(listener);
     struct sock *sock = adopt_accepted(fd, &inherited, SOCK_DECIDING);
-    if (!sock) {
+    if (!sock && moving.mover) {
         companion_stop_moving(&moving);
         real.close(fd);
         return -ENOMEM;
     }
+    if (!sock)                         /* no memory; the bytes flow, and the name tells the rest when there is some */
+        return hand_out(fd, &peer, listener->family, address, length);
     sock->moving = moving;
     sock->slow = moving.mover ? SLOW_MOVER : 0;
     sock->local = local;
@@ -612,12 +626,7 @@ static int accept_companion(struct sock *listener, int index, struct sockaddr *a
     stats_connection(sock->companions[0].provider->id);
     switch_publish(fd, sock);
     sock_put(sock);
-    int error = address ? tell_address(&peer, listener->family, address, length) : 0;
-    if (error) {                       /* as TCP: the connection is lost */
-        fdtable_drop(fd);
-        real.close(fd);
-    }
-    return error ? error : fd;
+    return hand_out(fd, &peer, listener->family, address, length);
 }
 
 /* A connection that came by TCP. The call may block: no reference is held. */

@@ -23,7 +23,7 @@ static ino_t log_ino;
 void trace_open(const char *path)
 {
     int saved = errno;
-    int fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW | O_NOCTTY | O_NONBLOCK, 0600);
+    int fd = real.open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW | O_NOCTTY | O_NONBLOCK, 0600);
     struct stat status;
     bool file = fd >= 0 && fstat(fd, &status) == 0 && S_ISREG(status.st_mode);
     if (file) {

@@ -65,7 +65,7 @@ static bool file_holds_calls(const char *path, uint64_t offset, uint64_t size, u
 {
     if (strcmp(strrchr(path, '/'), "/libc.so.6") == 0)
         return false;                  /* the largest in most programs, and known */
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+    int fd = real.open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0);
     if (fd < 0)
         return true;
     bool found = false;
@@ -140,7 +140,7 @@ static void look_at(struct look *look, const char *line)
 static bool read_mappings(struct look *look)
 {
     char text[LINE];
-    int fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+    int fd = real.open("/proc/self/maps", O_RDONLY | O_CLOEXEC, 0);
     if (fd < 0)
         return false;
     size_t filled = 0;

@@ -3,7 +3,6 @@
 #include "fuzz.h"
 #undef mmap
 #undef munmap
-#undef open
 #include "interposer/native/fdtable.h"
 #define hidden_fd(fd) (fd)
 #define hidden_close(fd) ((void)(fd))

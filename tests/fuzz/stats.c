@@ -3,7 +3,6 @@
 #include "fuzz.h"
 #undef mmap
 #undef munmap
-#undef open
 #include "interposer/native/stats.c"
 
 static size_t rule_text(uint32_t rule, char *out, size_t size)

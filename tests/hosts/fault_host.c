@@ -129,6 +129,10 @@ FAULTY(ssize_t, read, (int fd, void *buffer, size_t size), (fd, buffer, size), f
 FAULTY(ssize_t, recv, (int fd, void *buffer, size_t size, int flags), (fd, buffer, size, flags), fd)
 FAULTY(ssize_t, send, (int fd, const void *buffer, size_t size, int flags), (fd, buffer, size, flags), fd)
 FAULTY(ssize_t, sendmsg, (int fd, const struct msghdr *message, int flags), (fd, message, flags), fd)
+FAULTY(int, open, (const char *path, int flags, unsigned mode), (path, flags, mode), -1)
+FAULTY(int, memfd_create, (const char *name, unsigned flags), (name, flags), -1)
+FAULTY(int, epoll_create1, (int flags), (flags), -1)
+FAULTY(int, socketpair, (int domain, int type, int protocol, int pair[2]), (domain, type, protocol, pair), -1)
 FAULTY(int, poll, (struct pollfd *fds, nfds_t count, int timeout), (fds, count, timeout), -1)
 FAULTY(int, ppoll, (struct pollfd *fds, nfds_t count, const struct timespec *t, const sigset_t *m), (fds, count, t, m), -1)
 
@@ -174,22 +178,12 @@ static int faulty_fcntl(int fd, int command, long argument)
     }
 WRAPPED(void *, mmap, (void *at, size_t size, int protection, int flags, int fd, off_t offset),
         (at, size, protection, flags, fd, offset), MAP_FAILED)
-WRAPPED(int, memfd_create, (const char *name, unsigned flags), (name, flags), -1)
 WRAPPED(int, ftruncate, (int fd, off_t size), (fd, size), -1)
-WRAPPED(int, epoll_create1, (int flags), (flags), -1)
 WRAPPED(int, epoll_wait, (int epfd, struct epoll_event *events, int count, int timeout), (epfd, events, count, timeout), -1)
-WRAPPED(int, socketpair, (int domain, int type, int protocol, int pair[2]), (domain, type, protocol, pair), -1)
 WRAPPED(int, prlimit, (pid_t pid, enum __rlimit_resource what, const struct rlimit *new, struct rlimit *old),
         (pid, what, new, old), -1)
 WRAPPED(int, madvise, (void *at, size_t size, int advice), (at, size, advice), -1)
 WRAPPED(ssize_t, getrandom, (void *buffer, size_t size, unsigned flags), (buffer, size, flags), -1)
-
-int __real_open(const char *path, int flags, ...);
-int __wrap_open(const char *path, int flags, int mode);
-int __wrap_open(const char *path, int flags, int mode)
-{
-    return fails(KIND_open, -1) ? -1 : __real_open(path, flags, mode);
-}
 
 static void put_faults_in(void)
 {
@@ -198,7 +192,7 @@ static void put_faults_in(void)
 #define X(name) real.name = faulty_##name;
     X(socket) X(bind) X(listen) X(connect) X(accept) X(accept4) X(setsockopt) X(getsockopt) X(getsockname)
     X(getpeername) X(shutdown) X(dup) X(dup3) X(fcntl) X(ioctl) X(read) X(recv) X(send) X(sendmsg) X(poll) X(ppoll)
-    X(epoll_ctl)
+    X(epoll_ctl) X(open) X(memfd_create) X(epoll_create1) X(socketpair)
 #undef X
 }
 

@@ -25,6 +25,11 @@ int hidden_fd(int fd)
     return moved;
 }
 
+void hidden_close(int fd)
+{
+    close(fd);
+}
+
 static char texts[64][STATS_RULE_SIZE];
 static uint32_t ntexts;
 

@@ -25,13 +25,9 @@ SCENARIOS = (
     "close",
 )
 WRAPPED = (
-    "open",
     "mmap",
-    "memfd_create",
     "ftruncate",
-    "epoll_create1",
     "epoll_wait",
-    "socketpair",
     "prlimit",
     "madvise",
     "getrandom",
