@@ -188,6 +188,26 @@ void fdtable_each(unsigned first, unsigned last, bool (*visit)(int fd, struct so
     }
 }
 
+struct visitor {
+    bool (*visit)(int fd, struct sock *sock, void *context);
+    void *context;
+};
+
+static bool visit_held(int fd, struct sock *sock, void *context)
+{
+    struct visitor *visitor = context;
+    sock = fdtable_get(fd);
+    bool more = !sock || visitor->visit(fd, sock, visitor->context);
+    if (sock)
+        sock_put(sock);
+    return more;
+}
+
+void fdtable_each_held(bool (*visit)(int fd, struct sock *sock, void *context), void *context)
+{
+    fdtable_each(0, ~0u, visit_held, &(struct visitor){visit, context});
+}
+
 bool sock_lock(struct sock *sock)
 {
     for (int tries = 0; tries < 10000; tries++) {

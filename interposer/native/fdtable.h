@@ -81,7 +81,8 @@ struct sock {
     struct connecting *connecting;
     struct moving moving;
     uint32_t send_buffer, receive_buffer;   /* bytes, as the policy wants them; 0: as they are */
-    uint8_t ncompanions, noptions, nregistrations;   /* registrations: places ever used */
+    uint8_t ncompanions;
+    _Atomic uint8_t noptions, nregistrations;   /* registrations: places ever used */
     struct companion companions[PROVIDERS_MAX];
     struct endpoint local, remote;
     _Atomic(struct accept_epolls *) accept_epolls;   /* readiness.c's, too */
@@ -141,6 +142,8 @@ void fdtable_alias(int fd, struct sock *sock);   /* fd becomes an alias; whateve
 void fdtable_drop(int fd);             /* the program closed fd: before the real close */
 /* Calls visit for each entry in [first, last], in order, until it says false. */
 void fdtable_each(unsigned first, unsigned last, bool (*visit)(int fd, struct sock *sock, void *context), void *context);
+/* The same for all entries, each with a reference, as other threads may close it meanwhile. */
+void fdtable_each_held(bool (*visit)(int fd, struct sock *sock, void *context), void *context);
 
 bool sock_lock(struct sock *sock);     /* bounded: false when a signal handler or a fork got in the way */
 void sock_unlock(struct sock *sock);

@@ -409,7 +409,7 @@ static void before(const char *file, bool search, char *const environment[], boo
     int saved = errno;
     struct next next = {file, environment, search, actions, -1};
     if (lifecycle_active && !switch_guard)
-        fdtable_each(0, ~0u, hand_on, &next);
+        fdtable_each_held(hand_on, &next);
     errno = saved;
 }
 
@@ -422,7 +422,7 @@ void handover_after_exec(void)
 {
     int saved = errno;
     if (lifecycle_active && !switch_guard)
-        fdtable_each(0, ~0u, keep, NULL);
+        fdtable_each_held(keep, NULL);
     errno = saved;
 }
 

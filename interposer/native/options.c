@@ -82,12 +82,17 @@ bool options_record(struct sock *sock, int level, int name, const void *value, s
         return false;
     }
     struct sock_option *place = (struct sock_option *)options_find(sock, level, name);
-    if (!place && sock->noptions < SOCK_OPTIONS)
-        place = &sock->options[sock->noptions++];
+    bool fresh = !place && sock->noptions < SOCK_OPTIONS;
+    if (fresh)
+        place = &sock->options[sock->noptions];
     if (place) {
-        *place = (struct sock_option){.level = (int16_t)level, .name = (int16_t)name, .length = (uint8_t)length};
+        if (fresh)                     /* else another thread may look for it now */
+            *place = (struct sock_option){.level = (int16_t)level, .name = (int16_t)name};
+        place->length = (uint8_t)length;
         if (length)
             memcpy(place->value, value, length);
+        if (fresh)
+            atomic_fetch_add(&sock->noptions, 1);
     } else {
         sock->options_lost = true;
     }
@@ -367,6 +372,18 @@ static bool differs(const struct sock *sock, int shadow, int level, int name, in
            real.getsockopt(shadow, level, v6 ? IPV6_UNICAST_HOPS : IP_TTL, number, &length) == 0;
 }
 
+/* Another thread may be setting it. */
+static const struct sock_option *copy_of(struct sock *sock, int level, int name, struct sock_option *copy)
+{
+    bool held = sock_lock(sock);
+    const struct sock_option *recorded = options_find(sock, level, name);
+    if (recorded)
+        *copy = *recorded;
+    if (held)
+        sock_unlock(sock);
+    return recorded ? copy : NULL;
+}
+
 int options_get(struct sock *sock, int fd, int level, int name, void *value, socklen_t *length)
 {
     struct entry entry = entry_of(level, name);
@@ -381,8 +398,9 @@ int options_get(struct sock *sock, int fd, int level, int name, void *value, soc
             sock->shut_write = true;   /* both directions have ended */
         return result;
     }
+    struct sock_option copy;
     const struct sock_option *recorded = entry.treatment == RECORD || entry.treatment == BUFFER
-                                             ? options_find(sock, level, name) : NULL;
+                                             ? copy_of(sock, level, name, &copy) : NULL;
     if (recorded && entry.treatment == RECORD) {
         int number;
         memcpy(&number, recorded->value, sizeof number);

@@ -244,6 +244,17 @@ static void prune(struct sock *sock)
     }
 }
 
+/* The registrations of now, for threads that do not own the socket: how many there are. */
+static int snapshot(struct sock *sock, struct sock_registration copy[REGISTRATIONS])
+{
+    if (!sock->nregistrations || !sock_lock(sock))
+        return 0;
+    int count = sock->nregistrations;
+    memcpy(copy, sock->registrations, (size_t)count * sizeof *copy);
+    sock_unlock(sock);
+    return count;
+}
+
 static bool record(struct sock *sock, const struct sock_registration *registration)
 {
     if (sock->nregistrations == REGISTRATIONS && !find(sock, registration->epfd, registration->fd) && !find(sock, -1, -1))
@@ -418,10 +429,12 @@ void readiness_recall(struct sock *sock, int fd)
 }
 
 /* Does another of the socket's numbers stand in the same epoll? */
-static bool has_other(const struct sock *sock, const struct sock_registration *registration)
+static bool has_other(struct sock *sock, const struct sock_registration *registration)
 {
-    for (int i = 0; i < sock->nregistrations; i++)
-        if (sock->registrations[i].epfd == registration->epfd && sock->registrations[i].fd != registration->fd)
+    struct sock_registration all[REGISTRATIONS];
+    int count = snapshot(sock, all);
+    for (int i = 0; i < count; i++)
+        if (all[i].epfd == registration->epfd && all[i].fd != registration->fd)
             return true;
     return false;
 }
@@ -555,7 +568,11 @@ static int ctl_listener(struct sock *sock, int epfd, int operation, int fd, stru
         errno = saved;
         return real.epoll_ctl(epfd, operation, fd, event);
     }
-    struct sock_registration *known = find(sock, epfd, fd);
+    struct sock_registration all[REGISTRATIONS];
+    const struct sock_registration *known = NULL;
+    int count = snapshot(sock, all);
+    for (int i = 0; !known && i < count; i++)
+        known = all[i].epfd == epfd && all[i].fd == fd ? &all[i] : NULL;
     struct sock_registration now = {.epfd = epfd, .fd = fd, .via = known ? known->via : fd, .owned = known && known->owned};
     int via = now.via;
     if (event) {
@@ -597,10 +614,10 @@ static int ctl_listener(struct sock *sock, int epfd, int operation, int fd, stru
     int result = real.epoll_ctl(epfd, operation, via, event);
     /* An epoll that was duplicated is known by another number. */
     bool recorded = false;
-    for (int i = 0; i < sock->nregistrations && result < 0 && errno == ENOENT; i++)
-        if (sock->registrations[i].epfd >= 0 && sock->registrations[i].fd == fd) {
+    for (int i = 0; i < count && result < 0 && errno == ENOENT; i++)
+        if (all[i].epfd >= 0 && all[i].fd == fd) {
             recorded = true;
-            result = real.epoll_ctl(epfd, operation, sock->registrations[i].via, event);
+            result = real.epoll_ctl(epfd, operation, all[i].via, event);
         }
     if (!recorded && result < 0 && errno == ENOENT && sock->epoll >= 0)
         result = real.epoll_ctl(epfd, operation, sock->epoll, event);
@@ -620,8 +637,10 @@ static int ctl_listener(struct sock *sock, int epfd, int operation, int fd, stru
 static bool give_up_nested(int fd, struct sock *sock, void *context)
 {
     bool *any = context;
-    for (int i = 0; sock_phase(sock) == SOCK_LISTENING && i < sock->nregistrations; i++)
-        if (sock->registrations[i].epfd >= 0 && !(sock->registrations[i].events & EPOLLEXCLUSIVE)) {
+    struct sock_registration all[REGISTRATIONS];
+    int count = sock_phase(sock) == SOCK_LISTENING ? snapshot(sock, all) : 0;
+    for (int i = 0; sock_phase(sock) == SOCK_LISTENING && i < count; i++)
+        if (all[i].epfd >= 0 && !(all[i].events & EPOLLEXCLUSIVE)) {
             companion_give_up(sock, fd, REASON_EPOLL_LIMIT);
             *any = true;
         }
@@ -633,7 +652,7 @@ int readiness_nest(int epfd, int operation, int fd, struct epoll_event *event, i
     bool any = false;
     int error = errno;
     if (operation == EPOLL_CTL_ADD && (error == ELOOP || error == EINVAL) && fd != epfd && !lifecycle_borrowed())
-        fdtable_each(0, ~0u, give_up_nested, &any);
+        fdtable_each_held(give_up_nested, &any);
     int result = any ? real.epoll_ctl(epfd, operation, fd, event) : -1;
     errno = !any ? error : result < 0 ? errno : saved;
     return result;

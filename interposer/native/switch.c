@@ -1081,7 +1081,7 @@ void switch_after_ring(void)
     int saved = errno;
     uring_made = true;
     if (lifecycle_active && !lifecycle_borrowed())
-        fdtable_each(0, ~0u, leave_unserved, NULL);
+        fdtable_each_held(leave_unserved, NULL);
     errno = saved;
 }
 
@@ -1100,7 +1100,7 @@ void switch_before_filter(bool strict, const struct sock_fprog *filter)
     trace_log("a filter comes that forbids system call %d: listeners and new sockets are TCP's, reason %d", forbidden,
               REASON_SANDBOX);
     stats_reason(REASON_SANDBOX);
-    fdtable_each(0, ~0u, leave_to_tcp, NULL);
+    fdtable_each_held(leave_to_tcp, NULL);
     stats_freeze();
     sandbox_closed = true;
     errno = saved;

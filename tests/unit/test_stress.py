@@ -1,0 +1,89 @@
+"""Sixteen threads that connect, accept, duplicate, close, shut down, set options, register in epolls and fork, every
+byte of them verified (hosts/stress_host.c): under the sanitizers, and with the library preloaded under helgrind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from build_c import HOSTS, SANITIZER_OPTIONS, switch_host
+from puppet import build, switched_environment
+
+from interposer.diag import stats
+
+SECONDS = [10, pytest.param(60, marks=pytest.mark.long)]
+
+
+def stressed(command: Sequence[str | Path], seconds: int, environment: dict[str, str]) -> dict[str, int]:
+    """What the host counted. Nothing was amiss, nothing was written to stderr, no descriptor is left, and its
+    connections were on the SAN."""
+    seed = int.from_bytes(os.urandom(2))
+    print(f"seed {seed}")
+    run = subprocess.Popen(
+        [*command, str(seconds * 1000), str(seed)],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert run.stdout
+    line = run.stdout.readline() if wait_for_line(run, seconds + 120) else ""
+    carried = stats.process(run.pid).connections if line else {}
+    try:
+        _, said = run.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        run.kill()
+        raise
+    assert (run.returncode, said) == (0, ""), said[-6000:]
+    counted: dict[str, int] = json.loads(line)
+    print(counted, carried)
+    assert counted["after"] == counted["before"]
+    assert counted["made"] > 10 and counted["forked"] > 2 and counted["relistened"] > 2, counted
+    assert carried["unix"] > carried["tcp"], carried   # a fork between socket() and connect() means TCP
+    return counted
+
+
+def wait_for_line(run: subprocess.Popen[str], seconds: int) -> bool:
+    assert run.stdout
+    ready = bool(select.select([run.stdout], [], [], seconds)[0])
+    if not ready:
+        run.kill()
+    return ready
+
+
+@pytest.mark.parametrize("seconds", SECONDS)
+@pytest.mark.parametrize("sanitizer", ["address", "thread"])
+def test_sanitized(sanitizer: str, seconds: int, tmp_path: Path) -> None:
+    """T13, T4, T9, T3: no report of the address, undefined-behaviour and thread sanitizers."""
+    # gcc 12's thread sanitizer does not know pthread_mutex_clocklock(), which took this lock.
+    (tmp_path / "suppressions").write_text("mutex:engine_after_fork_parent\n")
+    options = {**SANITIZER_OPTIONS}
+    options["TSAN_OPTIONS"] += f":suppressions={tmp_path}/suppressions:print_suppressions=0"
+    program = switch_host("stress_host", sanitizer, ("stress_host.c",))
+    environment = {name: value for name, value in switched_environment().items() if name != "LD_PRELOAD"}
+    stressed([program], seconds, {**environment, **options})
+
+
+@pytest.mark.parametrize("seconds", SECONDS)
+def test_preloaded(seconds: int) -> None:
+    """T13, T4, T9, T3, T11: the same with the library preloaded: all bytes arrive, no descriptor is left."""
+    assert stressed([build("stress_host", "-pthread")], seconds, switched_environment())["made"] > 100
+
+
+@pytest.mark.parametrize("seconds", SECONDS)
+def test_helgrind(seconds: int, tmp_path: Path) -> None:
+    """T13: no report of helgrind beyond what it cannot know (hosts/helgrind.supp)."""
+    log = tmp_path / "helgrind"
+    command = ["valgrind", "--tool=helgrind", "--child-silent-after-fork=yes", "--fair-sched=yes", f"--log-file={log}",
+               f"--suppressions={HOSTS}/helgrind.supp", build("stress_host", "-pthread")]  # fmt: skip
+    stressed(command, seconds, switched_environment())
+    text = log.read_text()
+    summary = re.search(r"ERROR SUMMARY: (\d+) errors from", text)
+    assert summary and summary[1] == "0", text[-6000:]
