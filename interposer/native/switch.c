@@ -922,6 +922,7 @@ int switch_shutdown(int fd, int how)
             companion_turn_away(sock);
             if (result == 0)
                 errno = saved;
+            sock->bound = false;       /* a port that the kernel chose went with the listener; only bind() tells which did */
             atomic_store(&sock->phase, SOCK_FRESH);   /* a new listen() makes new companions */
         } else {
             result = real.shutdown(fd, how);

@@ -232,18 +232,23 @@ serve(listener, "epoll")
 
 
 def test_server_that_leaks_its_listener(yard: Yard) -> None:
-    """S23: a server that accepts keeps its companion, whatever it starts with its listener left open."""
+    """S23: a server that accepts keeps its companion and who waits there, whoever inherits its listener."""
     server = yard.server("""
 listener = listen(port)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
 ready()
-end, _ = listener.accept()
+listener.accept()[0].close()
+ready()
+signal.sigwait([signal.SIGUSR1])
 subprocess.run(["/bin/true"], env=plain(), close_fds=False)
 sleeper = subprocess.Popen(["/bin/sleep", "60"], env=plain(), close_fds=False)
-end.close()
 serve(listener, "poll")
 """)
-    yard.replies(yard.client())
-    on_san(*yard.ask(), pid=server.pid)
+    yard.client()
+    yard.told(server)
+    waiting = yard.client()
+    os.kill(server.pid, signal.SIGUSR1)
+    on_san(*yard.replies(waiting), *yard.ask(), pid=server.pid)
 
 
 @pytest.mark.parametrize("plainly", [False, True])
@@ -302,16 +307,18 @@ serve(listener)
         on_san(*yard.replies(client))
 
 
-def test_failed_exec(yard: Yard) -> None:
+def test_failed_exec(yard: Yard, tmp_path: Path) -> None:
     """S23, T4: an exec that fails leaves a server as it was, and its companion close-on-exec."""
-    server = yard.server("""
+    program = tmp_path / "program"
+    program.write_bytes(Path("/bin/true").read_bytes())   # nobody may execute it
+    server = yard.server(f"""
 listener = listen(port)
-for path in ("/nonexistent", "/bin/true/not", "/etc/passwd"):
+for path in ("{program}", "/nonexistent", "/etc/passwd", "{program}"):
     try:
         os.execv(path, ["x"])
     except OSError:
         pass
-held = [fd for fd in map(int, os.listdir("/proc/self/fd")) if fd > 20 and os.path.exists(f"/proc/self/fd/{fd}")]
+held = [fd for fd in map(int, os.listdir("/proc/self/fd")) if fd > 20]
 assert not any(os.get_inheritable(fd) for fd in held), held
 ready()
 serve(listener)
@@ -475,3 +482,19 @@ serve(listener)
     on_tcp(*replies)
     if who == "child":
         assert stats.process(replies[0].pid).reasons["SHARED"], server.pid
+
+
+@pytest.mark.parametrize("explicit", [False, True])
+def test_connect_after_the_shutdown_of_a_listener(yard: Yard, explicit: bool) -> None:
+    """S12, T9, T12: a listener that was shut down connects from a port of its own as TCP does: from its old one if the
+    program had named it, else from another, which nobody else can have meanwhile."""
+    for switched in (False, True):
+        done = yard.start(f"""
+target = socket.create_server(("127.0.0.1", 0))
+listener = socket.create_server(("127.0.0.1", {yard.port if explicit else 0}))
+port = listener.getsockname()[1]
+listener.shutdown(socket.SHUT_RDWR)
+listener.connect(target.getsockname())
+print(listener.getsockname()[1] == port, target.accept()[1] == listener.getsockname())
+""", switched=switched)
+        assert done.communicate(timeout=WAIT)[0].split() == [str(explicit), "True"]
