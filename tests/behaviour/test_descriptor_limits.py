@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import socket
 import subprocess
 from collections.abc import Callable
 
 import pytest
-from puppet import Actor, Buffer, build, switched_environment
+from puppet import Actor, Buffer, build, plain_environment, switched_environment
 from world import World, companion_name
 
 LIMITS = {"room above": (200, 4096), "no room above": (200, 200)}
@@ -148,3 +149,16 @@ def test_memory_runs_out(spare: int) -> None:
     words = run.stdout.split()
     assert words[:5] == ["begins", "300", "rounds,", "300", "kept,"]
     assert 300 <= int(words[5]) <= 300 + 150 + 8  # a parked socket for each connection
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a network name space of its own needs root")
+def test_ports_run_out() -> None:
+    """X6: with thirty ports for the whole machine a program gets at least as far as by TCP."""
+    few = "ip link set lo up; echo 40000 40029 > /proc/sys/net/ipv4/ip_local_port_range; exec "
+    done = {}
+    for name, environment in (("tcp", plain_environment()), ("san", switched_environment())):
+        command = ["unshare", "-n", "sh", "-c", f"{few}{build('no_memory')} 60 1000000000"]
+        run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        assert run.stderr == ""
+        done[name] = next(int(word) for word in run.stdout.replace(":", "").split() if word.isdigit())
+    assert 10 < done["tcp"] <= done["san"], done
