@@ -1,5 +1,5 @@
-/* stress_host MILLISECONDS [SEED]: sixteen threads connect, accept, duplicate, close, shut down, set options, register in
- * epolls and fork, and verify every byte. Plain C that knows nothing of the switch: preloaded, or linked with it by
+/* stress_host MILLISECONDS [SEED]: sixteen threads connect, accept, duplicate, close, shut down, set options, register
+ * in epolls and fork, and verify every byte. Plain C that knows nothing of the switch: preloaded, or linked with it by
  * tests/unit/build_c.py. Prints counts and what it found amiss, then waits for the end of its stdin. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -137,7 +137,8 @@ static size_t receive_all(int fd, void *data, size_t size)
     size_t got = 0;
     while (got < size) {
         ssize_t done;
-        struct iovec parts[2] = {{bytes + got, (size - got) / 2}, {bytes + got + (size - got) / 2, size - got - (size - got) / 2}};
+        size_t left = size - got;
+        struct iovec parts[2] = {{bytes + got, left / 2}, {bytes + got + left / 2, left - left / 2}};
         struct msghdr message = {.msg_iov = parts, .msg_iovlen = 2};
         switch (roll(4)) {
         case 0: done = read(fd, bytes + got, size - got); break;
@@ -324,7 +325,7 @@ static void *acceptor(void *argument)
         int fd = way % 2 ? accept(from, NULL, NULL) : accept4(from, NULL, NULL, SOCK_CLOEXEC);
         if (fd >= 0)
             serve(fd);
-        else if (errno != EAGAIN && errno != ECONNABORTED)
+        else if (errno != EAGAIN && errno != ECONNABORTED && errno != EINTR)   /* under SO_RCVTIMEO by any signal */
             amiss("accept");
     }
     if (epfd != shared_epoll)
