@@ -8,6 +8,7 @@
 #include "interposer/native/data.h"
 #include "interposer/native/handover.h"
 #include "interposer/native/lifecycle.h"
+#include "interposer/native/memory.h"
 #include "interposer/native/options.h"
 #include "interposer/native/readiness.h"
 #include "interposer/native/switch.h"
@@ -260,9 +261,7 @@ ssize_t hook_recvfrom(int fd, void *buffer, size_t size, int flags, struct socka
     if (!sock)
         return real.recvfrom(fd, buffer, size, flags, address, length);
     ssize_t result = data_recv(sock, fd, buffer, size, flags);
-    if (result >= 0 && address && length)
-        *length = 0;                   /* as TCP answers */
-    return result;
+    return result >= 0 && address && data_no_address(length) < 0 ? -1 : result;
 }
 
 ssize_t hook_recvmsg(int fd, struct msghdr *message, int flags)
@@ -315,13 +314,15 @@ ssize_t hook_sendto(int fd, const void *buffer, size_t size, int flags, const st
         flags &= ~MSG_FASTOPEN;
     }
     struct sock *sock = fdtable_companion(fd);
-    return sock ? data_send(sock, fd, buffer, size, flags) : real.sendto(fd, buffer, size, flags, address, length);
+    if (!sock)
+        return real.sendto(fd, buffer, size, flags, address, length);
+    return address && data_takes_address(address, length) < 0 ? -1 : data_send(sock, fd, buffer, size, flags);
 }
 
 ssize_t hook_sendmsg(int fd, const struct msghdr *message, int flags)
 {
     int connected = 0;
-    if (flags & MSG_FASTOPEN && message && fdtable_peek(fd) &&
+    if (flags & MSG_FASTOPEN && fdtable_peek(fd) && memory_reads(message, sizeof *message) &&
         switch_fast_open(fd, message->msg_name, message->msg_namelen, &connected)) {
         if (connected < 0)
             return -1;
@@ -330,7 +331,7 @@ ssize_t hook_sendmsg(int fd, const struct msghdr *message, int flags)
     struct sock *sock = fdtable_companion(fd);
     if (sock)
         return data_sendmsg(sock, fd, message, flags);
-    if (!is_no_pointer(message) && message->msg_controllen)
+    if (memory_reads(message, sizeof *message) && message->msg_controllen)
         handover_before_send(message);
     return real.sendmsg(fd, message, flags);
 }
@@ -340,7 +341,19 @@ int hook_sendmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags)
     struct sock *sock = fdtable_companion(fd);
     if (sock)
         return data_sendmmsg(sock, fd, messages, count, flags);
-    for (unsigned i = 0; !is_no_pointer(messages) && i < count && i < UIO_MAXIOV; i++)
+    if (count > UIO_MAXIOV)
+        count = UIO_MAXIOV;
+    if (flags & MSG_FASTOPEN && count && fdtable_peek(fd) && memory_takes(messages, sizeof *messages)) {
+        ssize_t first = hook_sendmsg(fd, &messages->msg_hdr, flags);   /* connects; the others are told that it is done */
+        if (first < 0)
+            return -1;
+        messages->msg_len = (unsigned)first;
+        int saved = errno, more = count > 1 ? hook_sendmmsg(fd, messages + 1, count - 1, flags) : 0;
+        errno = saved;
+        return more > 0 ? more + 1 : 1;
+    }
+    bool readable = memory_reads(messages, count * sizeof *messages);
+    for (unsigned i = 0; readable && i < count; i++)
         if (messages[i].msg_hdr.msg_controllen)
             handover_before_send(&messages[i].msg_hdr);
     return real.sendmmsg(fd, messages, count, flags);
@@ -350,21 +363,28 @@ int hook_sendmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags)
 
 int hook_poll(struct pollfd *fds, nfds_t count, int timeout)
 {
-    return is_no_pointer(fds) || count > FDTABLE_LEAF * FDTABLE_LEAVES ? real.poll(fds, count, timeout)
+    return count > FDTABLE_LEAF * FDTABLE_LEAVES || !memory_reads(fds, count * sizeof *fds) ? real.poll(fds, count, timeout)
                                                                        : readiness_poll(fds, count, timeout);
 }
 
 int hook_ppoll(struct pollfd *fds, nfds_t count, const struct timespec *timeout, const sigset_t *mask)
 {
-    return is_no_pointer(fds) || count > FDTABLE_LEAF * FDTABLE_LEAVES ? real.ppoll(fds, count, timeout, mask)
+    return count > FDTABLE_LEAF * FDTABLE_LEAVES || !memory_reads(fds, count * sizeof *fds) ? real.ppoll(fds, count, timeout, mask)
                                                                        : readiness_ppoll(fds, count, timeout, mask);
+}
+
+/* What the kernel will read of them. */
+static bool sets_are_there(int count, const fd_set *in, const fd_set *out, const fd_set *except)
+{
+    size_t size = count > 0 ? (size_t)(count + 63) / 64 * 8 : 0;
+    return (!in || memory_reads(in, size)) && (!out || memory_reads(out, size)) && (!except || memory_reads(except, size));
 }
 
 int hook_select(int count, fd_set *in, fd_set *out, fd_set *except, struct timeval *timeout)
 {
     if (count > FD_SETSIZE)
         count = readiness_select_bound(count);
-    if (!readiness_selects(count, in, out, except) || (timeout && (timeout->tv_sec < 0 || timeout->tv_usec < 0)))
+    if (!sets_are_there(count, in, out, except) || !readiness_selects(count, in, out, except) || (timeout && (timeout->tv_sec < 0 || timeout->tv_usec < 0)))
         return real.select(count, in, out, except, timeout);
     if (!timeout)
         return readiness_select(count, in, out, except, NULL, NULL);
@@ -380,7 +400,8 @@ int hook_pselect(int count, fd_set *in, fd_set *out, fd_set *except, const struc
 {
     if (count > FD_SETSIZE)
         count = readiness_select_bound(count);
-    if (!readiness_selects(count, in, out, except))
+    if (!sets_are_there(count, in, out, except) || !readiness_selects(count, in, out, except) ||
+        (timeout && !memory_reads(timeout, sizeof *timeout)))
         return real.pselect(count, in, out, except, timeout, mask);
     struct timespec limit = timeout ? *timeout : (struct timespec){0};   /* pselect leaves the program's as it is */
     return readiness_select(count, in, out, except, timeout ? &limit : NULL, mask);
@@ -395,7 +416,8 @@ int hook_epoll_ctl(int epfd, int operation, int fd, struct epoll_event *event)
         int saved = errno, result = real.epoll_ctl(epfd, operation, fd, event);
         return result < 0 ? readiness_nest(epfd, operation, fd, event, saved) : result;
     }
-    if (sock_phase(sock) == SOCK_TCP || sock_phase(sock) == SOCK_CONNECTED || lifecycle_borrowed())
+    if (sock_phase(sock) == SOCK_TCP || sock_phase(sock) == SOCK_CONNECTED || lifecycle_borrowed() ||
+        (operation != EPOLL_CTL_DEL && !memory_reads(event, sizeof *event)))
         return real.epoll_ctl(epfd, operation, fd, event);
     return readiness_epoll_ctl(sock, epfd, operation, fd, event);
 }

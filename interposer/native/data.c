@@ -2,9 +2,15 @@
 #include "data.h"
 #include "connecting.h"
 #include "lifecycle.h"
+#include "memory.h"
+#include "options.h"
 #include "sandbox.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
+#include <sys/ioctl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <string.h>
 
 #define IGNORED_BY_TCP_SEND (MSG_FASTOPEN | MSG_ZEROCOPY)
@@ -117,14 +123,58 @@ ssize_t data_write(struct sock *sock, int fd, const void *buffer, size_t size)
     return as_called(sock) ? real.write(fd, buffer, size) : data_send(sock, fd, buffer, size, 0);
 }
 
+static int refuse(int error)
+{
+    errno = error;
+    return -1;
+}
+
+int data_takes_address(const struct sockaddr *address, socklen_t length)
+{
+    if (length > sizeof(struct sockaddr_storage))
+        return refuse(EINVAL);
+    return memory_reads(address, length) ? 0 : refuse(EFAULT);
+}
+
+int data_no_address(socklen_t *length)
+{
+    if (!memory_takes(length, sizeof *length))
+        return refuse(EFAULT);
+    if ((int)*length < 0)
+        return refuse(EINVAL);
+    *length = 0;
+    return 0;
+}
+
+/* TCP ignores most control messages, but not what is wrong with them: the shadow sends them with nothing. */
+static int takes_control(struct sock *sock, const struct msghdr *message)
+{
+    struct msghdr empty = {.msg_control = message->msg_control, .msg_controllen = message->msg_controllen};
+    int saved = errno, shadow = options_connected(sock);
+    if (shadow >= 0 && real.sendmsg(shadow, &empty, MSG_DONTWAIT | MSG_NOSIGNAL) < 0 && errno != EPIPE &&
+        errno != ENOTCONN && errno != EAGAIN)
+        return -1;
+    errno = saved;
+    return 0;
+}
+
 ssize_t data_sendmsg(struct sock *sock, int fd, const struct msghdr *message, int flags)
 {
-    if (is_no_pointer(message))
-        return real.sendmsg(fd, message, flags);
+    if (!memory_reads(message, sizeof *message))
+        return refuse(EFAULT);
     struct msghdr copy = *message;
-    copy.msg_name = NULL;              /* TCP ignores an address, and passes no descriptors */
+    if (copy.msg_name) {               /* TCP ignores an address */
+        if ((int)copy.msg_namelen < 0)
+            return refuse(EINVAL);
+        if (data_takes_address(copy.msg_name, copy.msg_namelen < sizeof(struct sockaddr_storage)
+                                                  ? copy.msg_namelen : sizeof(struct sockaddr_storage)) < 0)
+            return -1;
+    }
+    if (copy.msg_controllen && takes_control(sock, &copy) < 0)
+        return -1;
+    copy.msg_name = NULL;
     copy.msg_namelen = 0;
-    copy.msg_control = NULL;
+    copy.msg_control = NULL;           /* and passes no descriptors */
     copy.msg_controllen = 0;
     return send_message(sock, fd, &copy, flags);
 }
@@ -147,12 +197,17 @@ ssize_t data_writev(struct sock *sock, int fd, const struct iovec *vector, int c
 int data_sendmmsg(struct sock *sock, int fd, struct mmsghdr *messages, unsigned count, int flags)
 {
     unsigned done = 0;
-    for (; done < count; done++) {
-        ssize_t result = data_sendmsg(sock, fd, &messages[done].msg_hdr, flags);
+    int saved = errno;
+    for (; done < count && done < IOV_MAX; done++) {
+        ssize_t result = memory_takes(&messages[done], sizeof *messages)
+                             ? data_sendmsg(sock, fd, &messages[done].msg_hdr, flags) : refuse(EFAULT);
+        if (result < 0 && !done)
+            return -1;
         if (result < 0)
-            return done ? (int)done : -1;
+            break;
         messages[done].msg_len = (unsigned)result;
     }
+    errno = saved;
     return (int)done;
 }
 
@@ -214,17 +269,72 @@ ssize_t data_recv(struct sock *sock, int fd, void *buffer, size_t size, int flag
         struct iovec part = {buffer, size};
         return data_recvmsg(sock, fd, &(struct msghdr){.msg_iov = &part, .msg_iovlen = 1}, flags);
     }
-    return received(sock, saved, real.recv(fd, buffer, size, flags));
+    ssize_t result = received(sock, saved, real.recv(fd, buffer, size, flags));
+    return flags & MSG_OOB && result > 0 && !size ? 0 : result;   /* AF_UNIX counts a byte that had no room */
+}
+
+/* As the kernel's put_cmsg(): what does not fit is cut, and said to be. */
+static void put_control(struct msghdr *out, size_t *used, int level, int type, const void *data, size_t size)
+{
+    size_t room = out->msg_controllen - *used, whole = CMSG_LEN(size), step = CMSG_SPACE(size);
+    struct cmsghdr head = {.cmsg_len = whole, .cmsg_level = level, .cmsg_type = type};
+    char *at = (char *)out->msg_control + *used;
+    if (!out->msg_control || room < sizeof head) {
+        out->msg_flags |= MSG_CTRUNC;
+        return;
+    }
+    if (room < whole) {
+        out->msg_flags |= MSG_CTRUNC;
+        head.cmsg_len = whole = room;
+    }
+    if (!memory_takes(at, whole))
+        return;
+    memcpy(at, &head, sizeof head);
+    memcpy(at + sizeof head, data, whole - sizeof head);
+    *used += step < room ? step : room;
+}
+
+static bool is_set(const struct sock *sock, int level, int name)
+{
+    const struct sock_option *option = options_find(sock, level, name);
+    return option && option->value[0];
+}
+
+/* The control messages that TCP has for its readers: when the bytes came, and how many are left. */
+static size_t tell(const struct sock *sock, int fd, struct msghdr *out, ssize_t result)
+{
+    static const int stamps[] = {64, SO_TIMESTAMPNS, 63, SO_TIMESTAMP};   /* the names with 64 bits first */
+    size_t used = 0;
+    int saved = errno;
+    for (size_t i = 0; result > 0 && i < sizeof stamps / sizeof *stamps; i++) {
+        if (!is_set(sock, SOL_SOCKET, stamps[i]))
+            continue;
+        struct timespec now;
+        clock_gettime(CLOCK_REALTIME, &now);
+        int64_t words[2] = {now.tv_sec, i < 2 ? now.tv_nsec : now.tv_nsec / 1000};
+        put_control(out, &used, SOL_SOCKET, stamps[i], words, sizeof words);
+        break;
+    }
+    if (is_set(sock, IPPROTO_TCP, TCP_INQ)) {
+        int left = 0;
+        real.ioctl(fd, FIONREAD, &left);
+        if (!left && has_ended(fd))
+            left = 1;
+        put_control(out, &used, IPPROTO_TCP, TCP_INQ, &left, sizeof left);
+    }
+    errno = saved;
+    return used;
 }
 
 ssize_t data_recvmsg(struct sock *sock, int fd, struct msghdr *message, int flags)
 {
-    if (flags & MSG_ERRQUEUE) {
-        errno = EAGAIN;
-        return -1;
-    }
-    if (is_no_pointer(message))
-        return real.recvmsg(fd, message, flags);
+    if (!memory_reads(message, sizeof *message))
+        return refuse(EFAULT);
+    struct msghdr copy = *message;
+    if (copy.msg_name && (int)copy.msg_namelen < 0)
+        return refuse(EINVAL);
+    if (flags & MSG_ERRQUEUE)
+        return refuse(EAGAIN);
     if (sock_is_slow(sock, SLOW_CONNECTING)) {
         if (!may_go_on(fd, flags, SO_RCVTIMEO))
             return -1;
@@ -232,7 +342,6 @@ ssize_t data_recvmsg(struct sock *sock, int fd, struct msghdr *message, int flag
         if (!sock)
             return real.recvmsg(fd, message, flags);
     }
-    struct msghdr copy = *message;
     copy.msg_name = NULL;
     copy.msg_namelen = 0;
     copy.msg_control = NULL;           /* descriptors that a peer sends are closed by the kernel */
@@ -240,47 +349,77 @@ ssize_t data_recvmsg(struct sock *sock, int fd, struct msghdr *message, int flag
     copy.msg_flags = 0;
     int saved = errno;
     ssize_t result;
-    flags |= sock_is_slow(sock, SLOW_SHUT_READ) ? MSG_DONTWAIT : 0;
+    int native = flags | (sock_is_slow(sock, SLOW_SHUT_READ) ? MSG_DONTWAIT : 0);
     if (flags & MSG_TRUNC) {
         size_t size = 0;
-        for (size_t i = 0; i < copy.msg_iovlen && copy.msg_iov; i++)
+        if (copy.msg_iovlen > IOV_MAX)
+            return refuse(EMSGSIZE);
+        if (!memory_reads(copy.msg_iov, copy.msg_iovlen * sizeof *copy.msg_iov))
+            return refuse(EFAULT);
+        for (size_t i = 0; i < copy.msg_iovlen; i++) {
+            if ((intptr_t)copy.msg_iov[i].iov_base < 0)   /* the kernel's half */
+                return refuse(EFAULT);
             size += copy.msg_iov[i].iov_len;
-        result = discard(sock, fd, size, flags & ~MSG_TRUNC);
+        }
+        result = discard(sock, fd, size, native & ~MSG_TRUNC);
     } else {
-        result = receive_message(sock, fd, &copy, flags);
+        result = receive_message(sock, fd, &copy, native);
     }
     result = received(sock, saved, result);
-    if (result >= 0) {
+    if (result < 0)
+        return result;
+    if (!memory_takes(message, sizeof *message))
+        return refuse(EFAULT);
+    if (message->msg_name)
         message->msg_namelen = 0;
-        message->msg_controllen = 0;
-        message->msg_flags = copy.msg_flags & ~MSG_CTRUNC;
-    }
+    message->msg_flags = copy.msg_flags & ~MSG_CTRUNC;
+    message->msg_controllen = sock->noptions ? tell(sock, fd, message, result) : 0;
     return result;
+}
+
+static int64_t nanoseconds(const struct timespec *time)
+{
+    return time->tv_sec * 1000000000 + time->tv_nsec;
 }
 
 int data_recvmmsg(struct sock *sock, int fd, struct mmsghdr *messages, unsigned count, int flags, struct timespec *timeout)
 {
     unsigned done = 0;
-    bool once = flags & MSG_WAITFORONE;
-    struct timespec start, now;
-    if (timeout)
-        clock_gettime(CLOCK_MONOTONIC, &start);
-    for (flags &= ~MSG_WAITFORONE; done < count; done++) {
-        ssize_t result = data_recvmsg(sock, fd, &messages[done].msg_hdr, flags);
+    int saved = errno;
+    bool once = flags & MSG_WAITFORONE, over = false;
+    struct timespec now;
+    int64_t end = 0, left = 0;
+    if (timeout) {
+        if (!memory_reads(timeout, sizeof *timeout))
+            return refuse(EFAULT);
+        if (timeout->tv_sec < 0 || timeout->tv_nsec < 0 || timeout->tv_nsec >= 1000000000)
+            return refuse(EINVAL);
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        end = timeout->tv_sec > INT32_MAX ? INT64_MAX : nanoseconds(&now) + nanoseconds(timeout);
+    }
+    for (flags &= ~MSG_WAITFORONE; done < count && done < IOV_MAX && !over; done++) {
+        ssize_t result = memory_takes(&messages[done], sizeof *messages)
+                             ? data_recvmsg(sock, fd, &messages[done].msg_hdr, flags) : refuse(EFAULT);
+        if (result < 0 && !done)
+            return -1;
         if (result < 0)
-            return done ? (int)done : -1;
+            break;
         messages[done].msg_len = (unsigned)result;
         if (once)
             flags |= MSG_DONTWAIT;
+        over = messages[done].msg_hdr.msg_flags & MSG_OOB;
         if (timeout) {                 /* as the kernel: looked at only after a message */
             clock_gettime(CLOCK_MONOTONIC, &now);
-            if (now.tv_sec - start.tv_sec > timeout->tv_sec ||
-                (now.tv_sec - start.tv_sec == timeout->tv_sec && now.tv_nsec - start.tv_nsec >= timeout->tv_nsec)) {
-                done++;
-                break;
-            }
+            left = end > nanoseconds(&now) ? end - nanoseconds(&now) : 0;
+            over |= left == 0;
         }
     }
+    if (timeout && done) {
+        if (!memory_takes(timeout, sizeof *timeout))
+            return refuse(EFAULT);
+        *timeout = (struct timespec){left / 1000000000, left % 1000000000};
+    }
+    errno = saved;
     return (int)done;
 }
 

@@ -226,8 +226,7 @@ void options_part(struct sock *sock, int fd)
     atomic_store(&sock->joined, 0);
 }
 
-/* The shadow, connected as far as the socket is. */
-static int joined_shadow(struct sock *sock)
+int options_connected(struct sock *sock)
 {
     int fd = options_shadow(sock), saved = errno;
     if (fd >= 0 && sock_phase(sock) == SOCK_CONNECTED && atomic_exchange(&sock->joined, fd) != fd)
@@ -293,7 +292,7 @@ int options_set(struct sock *sock, int fd, int level, int name, const void *valu
     }
     bool companion = entry.treatment == COMPANION && sock_phase(sock) != SOCK_CONNECTING;
     bool apart = entry.treatment == SHADOW || entry.treatment == BUFFER || entry.treatment == COMPANION;
-    int target = companion ? fd : apart ? options_shadow(sock) : joined_shadow(sock);
+    int target = companion ? fd : apart ? options_shadow(sock) : options_connected(sock);
     if (target < 0)
         return refuse(ENOBUFS);
     int result = real.setsockopt(target, level, name, value, length);
@@ -332,7 +331,7 @@ static int get_answered(struct sock *sock, int fd, int level, int name, void *va
 {
     if (level == SOL_SOCKET && name != SO_PEERNAME)
         return answer(fd, value, length, name == SO_DOMAIN ? sock->family : IPPROTO_TCP);
-    int shadow = joined_shadow(sock);
+    int shadow = options_connected(sock);
     if (shadow < 0)
         return refuse(ENOBUFS);
     int result = real.getsockopt(shadow, level, name, value, length);
@@ -407,7 +406,7 @@ int options_get(struct sock *sock, int fd, int level, int name, void *value, soc
         return answer(fd, value, length, entry.high == FLAG ? number != 0 : number);
     }
     bool apart = recorded || entry.treatment == RECORD || entry.treatment == SHADOW || entry.treatment == COMPANION;
-    int shadow = apart ? options_shadow(sock) : joined_shadow(sock);
+    int shadow = apart ? options_shadow(sock) : options_connected(sock);
     if (shadow < 0)
         return refuse(ENOBUFS);
     int result = real.getsockopt(shadow, level, name, value, length);

@@ -18,6 +18,8 @@ void options_replay(struct sock *sock, int fd);
 int options_set(struct sock *sock, int fd, int level, int name, const void *value, socklen_t length);
 /* The hidden TCP socket behind a companion, made at need; -1 when there is no descriptor for it. */
 int options_shadow(struct sock *sock);
+/* The shadow, connected (to itself) if the socket is; -1. */
+int options_connected(struct sock *sock);
 int options_get(struct sock *sock, int fd, int level, int name, void *value, socklen_t *length);
 int options_ioctl(struct sock *sock, int fd, unsigned long request, void *argument);
 /* The shadow `fd` is to be the program's socket again: ends what it was connected to. */

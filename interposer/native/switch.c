@@ -32,6 +32,7 @@
 
 #define SAME_SIDE_IN_A_ROW 8           /* connections from one side of a listener before the other is asked first */
 #define TURNED_AWAY_IN_A_ROW 16
+#define BAD_LENGTH 4095                /* EINVAL for the program, where EINVAL from a provider means something else */
 #define RULE_EARLIER (RULE_DEFAULT - 1)
 #define DECISION_MS 2000               /* a thread that connects beside the one that decides waits so long at most */
 
@@ -595,7 +596,7 @@ static int hand_out(int fd, const struct endpoint *peer, int family, struct sock
         fdtable_drop(fd);
         real.close(fd);
     }
-    return error ? error : fd;
+    return !error ? fd : error == -EINVAL ? -BAD_LENGTH : error;
 }
 
 static int accept_companion(struct sock *listener, int index, struct sockaddr *address, socklen_t *length, int flags)
@@ -694,7 +695,7 @@ static int accept_side(struct sock *sock, int side, int fd, struct sockaddr *add
             serve(sock, fd, SOCK_LISTENING);
         return -EAGAIN;
     }
-    return result;
+    return result == -BAD_LENGTH ? -EINVAL : result;
 }
 
 /* Whoever has a connection, of the sides that are ready. Sides take turns after a run, so that neither starves the other,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Iterator, Mapping
 from functools import cache
 
 import pytest
-from puppet import ROOT, build, plain_environment, switched_environment
+from puppet import ROOT
+from walks import walk
 
 TABLE = ROOT / "interposer/native/options.def"
 LEVELS = {"SOL_SOCKET": 1, "IPPROTO_TCP": 6, "IPPROTO_IP": 0, "IPPROTO_IPV6": 41}
@@ -22,18 +22,6 @@ def table() -> Mapping[Key, tuple[str, str]]:
     return {(LEVELS[level], int(number)): (name, treatment) for level, number, name, treatment in found}
 
 
-@cache
-def walk(family: str, switched: bool) -> tuple[list[str], int]:
-    """All lines, and how many connections were not TCP's."""
-    environment = switched_environment("--provider", "unix") if switched else plain_environment()
-    done = subprocess.run(
-        [build("options_walk"), family], env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 0, done.stderr[-500:]
-    *lines, last = done.stdout.splitlines()
-    return lines, int(last.removeprefix("companions "))
-
-
 def key_of(line: str) -> Key:
     match = re.match(r"[a-z ]+ (\d+) (\d+) ", line)
     assert match, line
@@ -41,7 +29,7 @@ def key_of(line: str) -> Key:
 
 
 def differences(family: str) -> Iterator[str]:
-    tcp, san = walk(family, False)[0], walk(family, True)[0]
+    tcp, san = walk("options_walk", family, switched=False)[0], walk("options_walk", family, switched=True)[0]
     assert len(tcp) == len(san)
     for expected, got in zip(tcp, san, strict=True):
         on_connection = expected.startswith(("connected", "accepted"))
@@ -56,8 +44,8 @@ def test_every_option_is_tcps(family: str) -> None:
     set before connect, before listen and after it, with right, short, long and negative lengths, with wild pointers."""
     found = list(differences(family))
     assert not found, "\n".join([f"{len(found)} differences", *found[:40]])
-    assert walk(family, False)[1] == 0
-    assert walk(family, True)[1] > 1000
+    assert walk("options_walk", family, switched=False)[1] == 0
+    assert walk("options_walk", family, switched=True)[1] > 1000
 
 
 @pytest.mark.parametrize("family", ["4", "6"])
@@ -65,7 +53,11 @@ def test_refused_options_are_refused(family: str) -> None:
     """T6: what a companion cannot do says so when it is set, and reads as never set."""
     refused = {key for key, (_, treatment) in table().items() if treatment == "REFUSED"}
     assert refused == {(1, 60), (6, 19), (6, 31)}
-    lines = [line for line in walk(family, True)[0] if line.startswith("connected") and key_of(line) in refused]
+    lines = [
+        line
+        for line in walk("options_walk", family, switched=True)[0]
+        if line.startswith("connected") and key_of(line) in refused
+    ]
     errors = {
         key: {line.partition(": ")[2] for line in lines if key_of(line) == key and " set " in line} for key in refused
     }
@@ -80,7 +72,7 @@ def test_refused_options_are_refused(family: str) -> None:
 def test_the_table_is_complete(family: str) -> None:
     """T6: every option that this kernel's TCP knows is in the table."""
     known = set()
-    for line in walk(family, False)[0]:
+    for line in walk("options_walk", family, switched=False)[0]:
         answer = line.partition(": ")[2]
         if " wild" not in line and not answer.startswith(("ENOPROTOOPT", "EINVAL", "EFAULT")):
             known.add(key_of(line))
