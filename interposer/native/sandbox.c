@@ -79,6 +79,7 @@ static const struct {
     {SYS_mprotect, {ANY}},
     {SYS_madvise, {ANY}},
     {SYS_futex, {ANY}},
+    {SYS_rt_sigprocmask, {(uint32_t)-1}},
     {SYS_prlimit64, {ANY}},
     {SYS_getpid, {ANY}},
     {SYS_gettid, {ANY}},

@@ -30,10 +30,10 @@ def part(name: str, switched: bool) -> list[str]:
 @pytest.mark.parametrize("name", PARTS)
 def test_every_call_is_tcps(name: str) -> None:
     """T7, T9, T12: results, errno (on success untouched), headers and signals. Addresses, lengths, vectors and control
-    messages of any kind; what TCP tells its readers; urgent data and SIGURG; MSG_FASTOPEN; sendfile, splice, tee, preadv2;
+    messages of any kind; what TCP tells its readers; urgent data, SIGURG; MSG_FASTOPEN; sendfile, splice, tee, preadv2;
     pointers to no memory in every call; resets, by every way to notice them; threads that are cancelled in a call."""
     tcp, san = part(name, False), part(name, True)
-    assert len(tcp) > 10
+    assert len(tcp) > 5
     found = [
         f"{i}: {got}, by TCP {wanted}" for i, (wanted, got) in enumerate(zip(tcp, san, strict=False)) if wanted != got
     ]
