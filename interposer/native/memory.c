@@ -45,11 +45,11 @@ bool memory_far(const void *pointer, size_t size, bool write)
     bool there = true;
     for (uintptr_t page = first >> MEMORY_PAGE_BITS; there && page <= (end - 1) >> MEMORY_PAGE_BITS; page++) {
         _Atomic uintptr_t *known = &memory_known[write][page % MEMORY_KNOWN];
-        if (atomic_load_explicit(known, memory_order_relaxed) == page)
+        if (atomic_load_explicit(known, memory_order_relaxed) == ~page)
             continue;
         there = write ? kernel_writes(page << MEMORY_PAGE_BITS) : kernel_reads(page << MEMORY_PAGE_BITS);
         if (there)
-            atomic_store_explicit(known, page, memory_order_relaxed);
+            atomic_store_explicit(known, ~page, memory_order_relaxed);
     }
     errno = saved;
     return there;

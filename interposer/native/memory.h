@@ -10,7 +10,7 @@
 #define MEMORY_NEAR 65536
 #define MEMORY_PAGE_BITS 12            /* a page, or a part of one */
 #define MEMORY_KNOWN 64
-/* Numbers of pages that can be read, and of those that can be written. */
+/* Complements of the numbers of pages that can be read, and of those that can be written. */
 extern _Atomic uintptr_t memory_known[2][MEMORY_KNOWN];
 bool memory_far(const void *pointer, size_t size, bool write);
 
@@ -22,7 +22,7 @@ static inline bool memory_quick(const void *pointer, size_t size, bool write)
     if (first - (uintptr_t)__builtin_frame_address(0) < MEMORY_NEAR)
         return true;
     return (first + size) >> MEMORY_PAGE_BITS == page &&
-           __atomic_load_n((uintptr_t *)&memory_known[write][page % MEMORY_KNOWN], __ATOMIC_RELAXED) == page;
+           __atomic_load_n((uintptr_t *)&memory_known[write][page % MEMORY_KNOWN], __ATOMIC_RELAXED) == ~page;
 }
 
 static inline bool memory_reads(const void *pointer, size_t size)
