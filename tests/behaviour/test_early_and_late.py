@@ -59,3 +59,11 @@ def test_other_preloads_stay() -> None:
     )
     value = next(line for line in run.stdout.splitlines() if line.startswith("LD_PRELOAD="))
     assert value.endswith(f"libinterposer.so:{build('early_library', '-shared', '-fPIC')}")
+
+
+def test_two_connect_one_socket() -> None:
+    """T9, S20: of two threads that connect one socket at one moment exactly one succeeds, with one connection."""
+    run = subprocess.run(
+        [build("connect_race", "-pthread")], env=switched_environment(), capture_output=True, text=True, timeout=60
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (0, "0 0 0\n", "")

@@ -1,0 +1,54 @@
+/* Two threads connect one socket at one moment, many times. Prints how often not exactly one of them succeeded, how often
+ * the listener got another number of connections than one, and how often the socket carried nothing afterwards. */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define ROUNDS 300
+
+static pthread_barrier_t line;
+static struct sockaddr_in at = {.sin_family = AF_INET};
+static int fd, results[2];
+
+static void *join(void *which)
+{
+    pthread_barrier_wait(&line);
+    results[(uintptr_t)which] = connect(fd, (struct sockaddr *)&at, sizeof at);
+    return NULL;
+}
+
+int main(void)
+{
+    int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), odd = 0, extra = 0, dead = 0;
+    socklen_t length = sizeof at;
+    at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    if (bind(listener, (struct sockaddr *)&at, length) < 0 || listen(listener, 16) < 0 ||
+        getsockname(listener, (struct sockaddr *)&at, &length) < 0)
+        return 1;
+    pthread_barrier_init(&line, NULL, 2);
+    for (int round = 0; round < ROUNDS; round++) {
+        pthread_t threads[2];
+        fd = socket(AF_INET, SOCK_STREAM, 0);
+        for (uintptr_t i = 0; i < 2; i++)
+            pthread_create(&threads[i], NULL, join, (void *)i);
+        for (int i = 0; i < 2; i++)
+            pthread_join(threads[i], NULL);
+        odd += (results[0] == 0) == (results[1] == 0);
+        struct pollfd look = {listener, POLLIN, 0};
+        char c = 0;
+        int accepted = poll(&look, 1, 5000) == 1 ? accept(listener, NULL, NULL) : -1;
+        dead += send(fd, "x", 1, MSG_NOSIGNAL) != 1 || recv(accepted, &c, 1, 0) != 1 || c != 'x';
+        extra += poll(&look, 1, 0) != 0;
+        close(accepted);
+        close(fd);
+    }
+    printf("%d %d %d\n", odd, extra, dead);
+    return 0;
+}
