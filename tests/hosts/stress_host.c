@@ -192,7 +192,7 @@ static void options(int fd)
 {
     int on = 1, size = 65536;
     struct sockaddr_in name;
-    struct linger linger = {1, 1};
+    struct linger linger = {1, 60};
     socklen_t length = sizeof name;
     switch (roll(9)) {
     case 0: setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on); break;
