@@ -118,6 +118,8 @@ static bool send_all(int fd, const void *data, size_t size)
         case 2: done = sendmsg(fd, &message, MSG_NOSIGNAL); break;
         default: done = send(fd, bytes, size, MSG_NOSIGNAL);
         }
+        if (done < 0 && errno == EINTR)
+            continue;
         if (done < 0 && errno == EAGAIN) {
             wait_ready(fd, POLLOUT);
             continue;
@@ -146,6 +148,8 @@ static size_t receive_all(int fd, void *data, size_t size)
         case 2: done = recvmsg(fd, &message, 0); break;
         default: done = recv(fd, bytes + got, size - got, 0);
         }
+        if (done < 0 && errno == EINTR)  /* under the listener's SO_RCVTIMEO by any signal */
+            continue;
         if (done < 0 && errno == EAGAIN) {
             if (roll(2))
                 wait_in_epoll(fd, EPOLLIN);
