@@ -178,17 +178,19 @@ int hook_fcntl64(int fd, int command, long argument)
 int hook_ioctl(int fd, unsigned long request, void *argument)
 {
     struct sock *sock = fdtable_peek(fd);
-    if (sock && fdtable_companion(fd))
+    if (!sock || sock_phase(sock) == SOCK_TCP)
+        return real.ioctl(fd, request, argument);
+    if (fdtable_companion(fd))
         return options_ioctl(sock, fd, request, argument);
     int result = real.ioctl(fd, request, argument);
-    if (sock && result == 0 && request == FIONBIO && sock_phase(sock) == SOCK_LISTENING) {
+    if (result == 0 && request == FIONBIO && sock_phase(sock) == SOCK_LISTENING) {
         sock->nonblocking = *(int *)argument;
         if (!sock->nonblocking && !sock->foreign) {      /* the program's view; the listener itself stays non-blocking */
             int on = 1;
             real.ioctl(fd, request, &on);
         }
     }
-    if (sock && result == 0 && (request == FIOASYNC || request == FIOSETOWN || request == SIOCSPGRP))
+    if (result == 0 && (request == FIOASYNC || request == FIOSETOWN || request == SIOCSPGRP))
         switch_set_signals(sock, fd);
     return result;
 }
@@ -331,7 +333,7 @@ ssize_t hook_sendmsg(int fd, const struct msghdr *message, int flags)
     struct sock *sock = fdtable_companion(fd);
     if (sock)
         return data_sendmsg(sock, fd, message, flags);
-    if (memory_reads(message, sizeof *message) && message->msg_controllen)
+    if (!fdtable_is_idle() && memory_reads(message, sizeof *message) && message->msg_controllen)
         handover_before_send(message);
     return real.sendmsg(fd, message, flags);
 }
@@ -352,7 +354,7 @@ int hook_sendmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags)
         errno = saved;
         return more > 0 ? more + 1 : 1;
     }
-    bool readable = memory_reads(messages, count * sizeof *messages);
+    bool readable = !fdtable_is_idle() && memory_reads(messages, count * sizeof *messages);
     for (unsigned i = 0; readable && i < count; i++)
         if (messages[i].msg_hdr.msg_controllen)
             handover_before_send(&messages[i].msg_hdr);
@@ -363,14 +365,14 @@ int hook_sendmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags)
 
 int hook_poll(struct pollfd *fds, nfds_t count, int timeout)
 {
-    return count > FDTABLE_LEAF * FDTABLE_LEAVES || !memory_reads(fds, count * sizeof *fds) ? real.poll(fds, count, timeout)
-                                                                       : readiness_poll(fds, count, timeout);
+    bool pass = fdtable_is_idle() || count > FDTABLE_LEAF * FDTABLE_LEAVES || !memory_reads(fds, count * sizeof *fds);
+    return pass ? real.poll(fds, count, timeout) : readiness_poll(fds, count, timeout);
 }
 
 int hook_ppoll(struct pollfd *fds, nfds_t count, const struct timespec *timeout, const sigset_t *mask)
 {
-    return count > FDTABLE_LEAF * FDTABLE_LEAVES || !memory_reads(fds, count * sizeof *fds) ? real.ppoll(fds, count, timeout, mask)
-                                                                       : readiness_ppoll(fds, count, timeout, mask);
+    bool pass = fdtable_is_idle() || count > FDTABLE_LEAF * FDTABLE_LEAVES || !memory_reads(fds, count * sizeof *fds);
+    return pass ? real.ppoll(fds, count, timeout, mask) : readiness_ppoll(fds, count, timeout, mask);
 }
 
 /* What the kernel will read of them. */
@@ -384,7 +386,8 @@ int hook_select(int count, fd_set *in, fd_set *out, fd_set *except, struct timev
 {
     if (count > FD_SETSIZE)
         count = readiness_select_bound(count);
-    if (!sets_are_there(count, in, out, except) || !readiness_selects(count, in, out, except) || (timeout && (timeout->tv_sec < 0 || timeout->tv_usec < 0)))
+    if (fdtable_is_idle() || !sets_are_there(count, in, out, except) || !readiness_selects(count, in, out, except) ||
+        (timeout && (!memory_takes(timeout, sizeof *timeout) || timeout->tv_sec < 0 || timeout->tv_usec < 0)))
         return real.select(count, in, out, except, timeout);
     if (!timeout)
         return readiness_select(count, in, out, except, NULL, NULL);
@@ -400,7 +403,7 @@ int hook_pselect(int count, fd_set *in, fd_set *out, fd_set *except, const struc
 {
     if (count > FD_SETSIZE)
         count = readiness_select_bound(count);
-    if (!sets_are_there(count, in, out, except) || !readiness_selects(count, in, out, except) ||
+    if (fdtable_is_idle() || !sets_are_there(count, in, out, except) || !readiness_selects(count, in, out, except) ||
         (timeout && !memory_reads(timeout, sizeof *timeout)))
         return real.pselect(count, in, out, except, timeout, mask);
     struct timespec limit = timeout ? *timeout : (struct timespec){0};   /* pselect leaves the program's as it is */

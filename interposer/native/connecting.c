@@ -94,7 +94,7 @@ int connecting_begin(struct sock *sock, int fd, const struct verdict *verdict)
     companion_put_under(sock, fd, pair[0], atomic_load(&sock->shadow), true);
     real.close(pair[0]);
     atomic_fetch_or(&sock->slow, SLOW_CONNECTING);
-    atomic_store(&sock->phase, SOCK_CONNECTING);
+    sock_becomes(sock, SOCK_CONNECTING);
     return 0;
 }
 

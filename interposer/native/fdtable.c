@@ -22,6 +22,7 @@
 #define RECLAIM 32                     /* parked sockets given up at a time */
 
 _Atomic(_Atomic(struct sock *) *) fdtable_leaves[FDTABLE_LEAVES];
+_Atomic bool fdtable_matters;
 static _Atomic(struct sock *) first_leaf[FDTABLE_LEAF];
 POOL(socks, struct sock);
 static _Atomic bool outlived;          /* a listener was closed while a thread waited in accept() */
@@ -132,7 +133,10 @@ struct sock *fdtable_new(int fd, int family, enum sock_phase phase)
     sock->family = (uint8_t)family;
     sock->shadow = sock->epoll = sock->epoll_old = -1;
     sock->rule = RULE_DEFAULT;
-    atomic_store(&sock->phase, phase);
+    if (phase != SOCK_FRESH && phase != SOCK_DECIDING && phase != SOCK_TCP)
+        sock_becomes(sock, phase);
+    else
+        atomic_store(&sock->phase, phase);
     atomic_store(&sock->refs, 1);
     fdtable_alias(fd, sock);
     return sock;

@@ -104,6 +104,21 @@ static inline struct sock *fdtable_peek(int fd)
     return leaf ? atomic_load_explicit(&leaf[number % FDTABLE_LEAF], memory_order_acquire) : NULL;
 }
 
+/* Is, or was, any socket of this process not the kernel's alone? Most programs have none, and their calls pass. */
+extern _Atomic bool fdtable_matters;
+
+static inline bool fdtable_is_idle(void)
+{
+    return !atomic_load_explicit(&fdtable_matters, memory_order_relaxed);
+}
+
+/* The socket is not the kernel's alone from here on. */
+static inline void sock_becomes(struct sock *sock, enum sock_phase phase)
+{
+    atomic_store_explicit(&fdtable_matters, true, memory_order_relaxed);
+    atomic_store(&sock->phase, phase);
+}
+
 static inline enum sock_phase sock_phase(const struct sock *sock)
 {
     return (enum sock_phase)atomic_load_explicit(&sock->phase, memory_order_acquire);

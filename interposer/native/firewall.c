@@ -123,7 +123,7 @@ static int chain_rules(const struct nlmsghdr *header)
     }
 }
 
-static int nftables_rules(void)
+__attribute__((noinline)) static int nftables_rules(void)
 {
     struct {
         struct nlmsghdr header;
@@ -239,7 +239,7 @@ static uint64_t field(const char *text, const char *name, int base)
 }
 
 /* Does none of the programs that a control group can have act on connections of this process? */
-static bool group_is_silent(void)
+__attribute__((noinline)) static bool group_is_silent(void)
 {
     static const uint32_t types[] = {BPF_CGROUP_INET_INGRESS, BPF_CGROUP_INET_EGRESS, BPF_CGROUP_INET4_CONNECT,
                                      BPF_CGROUP_INET6_CONNECT};
@@ -273,12 +273,22 @@ static bool group_is_silent(void)
     return silent;
 }
 
-/* RULES_* and UNSURE. Under a system call filter nothing is asked that might be forbidden, or end the program. */
-static int find_rules(void)
+/* May this thread ask for rules? Under a system call filter nothing is asked that might be forbidden, or end the program.
+ * Whoever gave up privileges for good may be in a sandbox that forbids connections too. Not inlined: the text is to be off
+ * the stack, which may be small, before anything is asked. */
+__attribute__((noinline)) static bool may_ask(bool *confined)
 {
     char status[2048];
     bool read = read_text("/proc/thread-self/status", status, sizeof status);
-    if (!read || !(field(status, "\nCapEff:", 16) >> CAP_NET_ADMIN & 1) || field(status, "\nSeccomp:", 10))
+    *confined = field(status, "\nNoNewPrivs:", 10);
+    return read && field(status, "\nCapEff:", 16) >> CAP_NET_ADMIN & 1 && !field(status, "\nSeccomp:", 10);
+}
+
+/* RULES_* and UNSURE. */
+static int find_rules(void)
+{
+    bool confined;
+    if (!may_ask(&confined))
         return UNSURE;
     int64_t generation = nftables_absent() ? -ENOENT : nftables_generation();
     if (generation == -EPERM || generation == -EACCES)
@@ -295,8 +305,7 @@ static int find_rules(void)
     }
     found |= iptables_rules("/proc/thread-self/net/ip_tables_names", AF_INET, RULES_V4);
     found |= iptables_rules("/proc/thread-self/net/ip6_tables_names", AF_INET6, RULES_V6);
-    /* Who gave up privileges for good may be in a sandbox that forbids connections too. */
-    if (!(found & UNSURE) && (field(status, "\nNoNewPrivs:", 10) || !group_is_silent()))
+    if (!(found & UNSURE) && (confined || !group_is_silent()))
         found |= UNSURE;
     return found;
 }

@@ -4,6 +4,7 @@
 #include "companion.h"
 #include "flows.h"
 #include "lifecycle.h"
+#include "listing.h"
 #include "options.h"
 #include "ports.h"
 #include "reasons.h"
@@ -78,7 +79,7 @@ static struct sock *adopt_companion(int fd)
         sock->role = end ? ROW_ACCEPT : ROW_CONNECT;
         sock->generation = flows_generation();
         sock->companions[0].provider = provider;
-        atomic_store(&sock->phase, SOCK_CONNECTED);
+        sock_becomes(sock, SOCK_CONNECTED);
         stats_connection(provider->id);
         switch_publish(fd, sock);
         return sock;
@@ -171,17 +172,18 @@ static bool is_passed(int fd)
 }
 
 /* Numbers that name one socket share its state. */
-static void look_at(int fd, void *context)
+static bool look_at(const char *name, void *context)
 {
     struct found *found = context;
     struct stat file;
+    int fd = atoi(name);
     if (fstat(fd, &file) < 0 || !S_ISSOCK(file.st_mode))
-        return;
+        return true;
     for (int i = 0; i < found->nsame; i++)
         if (found->same[i].inode == file.st_ino) {
             fdtable_alias(fd, found->same[i].sock);
             stats_row_copy(fdtable_alias_of(found->same[i].sock, -1), fd);
-            return;
+            return true;
         }
     struct sock *sock = look(fd);
     if (sock && found->nsame < SAME_MAX) {
@@ -192,27 +194,7 @@ static void look_at(int fd, void *context)
     } else if (found->npassed < PASSED_MAX && int_option(fd, SOL_SOCKET, SO_DOMAIN) == AF_UNIX && is_passed(fd)) {
         found->passed[found->npassed++] = fd;
     }
-}
-
-static void each_descriptor(void (*visit)(int fd, void *context), void *context)
-{
-    char entries[2048];
-    int directory = real.open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
-    for (int fd = 0; directory < 0 && fd < 64; fd++)
-        visit(fd, context);
-    long got = 0;
-    while (directory >= 0 && (got = real.syscall(SYS_getdents64, directory, (long)entries, sizeof entries, 0, 0, 0)) > 0)
-        for (char *at = entries; at < entries + got;) {
-            unsigned short length;
-            memcpy(&length, at + 16, sizeof length);
-            const char *name = at + 19;
-            int fd = *name >= '0' && *name <= '9' ? atoi(name) : -1;
-            if (fd >= 0 && fd != directory)
-                visit(fd, context);
-            at += length;
-        }
-    if (directory >= 0)
-        real.close(directory);
+    return true;
 }
 
 static bool take(int fd, struct sock *sock, void *context)
@@ -233,7 +215,7 @@ void handover_start(void)
 {
     struct found found;
     found.npassed = found.nsame = 0;
-    each_descriptor(look_at, &found);
+    listing_each("/proc/self/fd", look_at, &found);
     if (found.npassed)
         fdtable_each(0, ~0u, take, &found);
     for (int i = 0; i < found.npassed; i++)   /* of listeners that were not passed */

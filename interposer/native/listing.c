@@ -17,7 +17,7 @@ struct entry {
 
 void listing_each(const char *directory, bool (*visit)(const char *name, void *context), void *context)
 {
-    char list[4096];
+    char list[1024];
     int saved = errno, fd = real.open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
     bool more = true;
     long got;

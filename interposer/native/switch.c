@@ -147,7 +147,7 @@ static int decide_listen(struct sock *sock, int fd, int backlog, bool later, boo
     decide(sock, ROLE_LISTEN, &sock->local, &nobody, &verdict);
     sock->strict = verdict.otherwise == OTHERWISE_ERROR;
     if (verdict.action == ACTION_SAN && later && !sock->unfit) {
-        atomic_store(&sock->phase, SOCK_INHERITED);
+        sock_becomes(sock, SOCK_INHERITED);
         return 0;
     }
     int reason = -verdict.reason;
@@ -166,7 +166,7 @@ static int decide_listen(struct sock *sock, int fd, int backlog, bool later, boo
 void switch_listens(struct sock *sock, int fd)
 {
     sock->role = ROW_LISTEN;
-    atomic_store(&sock->phase, SOCK_LISTENING);
+    sock_becomes(sock, SOCK_LISTENING);
     for (int i = 0; i < sock->ncompanions; i++)
         stats_listener(sock->companions[i].provider->id);
     switch_publish(fd, sock);
@@ -334,7 +334,7 @@ static int settle(struct sock *sock, int fd, const struct verdict *verdict, int 
 {
     if (result == 0) {
         sock->role = ROW_CONNECT;
-        atomic_store(&sock->phase, SOCK_CONNECTED);
+        sock_becomes(sock, SOCK_CONNECTED);
         stats_connection(sock->companions[0].provider->id);
         switch_publish(fd, sock);
         trace_log("connect fd %d: provider %s", fd, sock->companions[0].provider->name);
@@ -623,7 +623,7 @@ static int accept_companion(struct sock *listener, int index, struct sockaddr *a
     for (int i = 0; i < listener->noptions; i++)
         if (options_inherits(listener->options[i].level, listener->options[i].name))
             sock->options[sock->noptions++] = listener->options[i];
-    atomic_store(&sock->phase, SOCK_CONNECTED);
+    sock_becomes(sock, SOCK_CONNECTED);
     stats_connection(sock->companions[0].provider->id);
     switch_publish(fd, sock);
     sock_put(sock);

@@ -139,13 +139,17 @@ static void look_at(struct look *look, const char *line)
 /* False where nothing can be seen. */
 static bool read_mappings(struct look *look)
 {
-    char text[LINE];
     int fd = real.open("/proc/self/maps", O_RDONLY | O_CLOEXEC, 0);
-    if (fd < 0)
+    /* Not on the stack, which may be small. */
+    char *text = fd < 0 ? MAP_FAILED : mmap(NULL, LINE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (text == MAP_FAILED) {
+        if (fd >= 0)
+            real.close(fd);
         return false;
+    }
     size_t filled = 0;
     ssize_t got;
-    while ((got = real.read(fd, text + filled, sizeof text - 1 - filled)) > 0) {
+    while ((got = real.read(fd, text + filled, LINE - 1 - filled)) > 0) {
         filled += (size_t)got;
         text[filled] = 0;
         char *line = text, *end;
@@ -155,9 +159,10 @@ static bool read_mappings(struct look *look)
         }
         filled = (size_t)(text + filled - line);
         memmove(text, line, filled);
-        if (filled == sizeof text - 1)
+        if (filled == LINE - 1)
             filled = 0;                /* a longer path than any can be */
     }
+    munmap(text, LINE);
     real.close(fd);
     return got == 0;
 }
