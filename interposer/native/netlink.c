@@ -4,7 +4,10 @@
 #include <errno.h>
 #include <linux/netlink.h>
 #include <pthread.h>
+#include <stdbool.h>
 #include <sys/socket.h>
+
+#define MAX_ERRNO 4095                 /* the kernel's own bound */
 
 int netlink_open(int protocol, int *cancel)
 {
@@ -40,7 +43,8 @@ ssize_t netlink_ask(int protocol, void *request, size_t length, void *answer, si
             return -EPROTO;
         if (header->nlmsg_type == NLMSG_ERROR) {
             struct nlmsgerr *error = NLMSG_DATA(header);
-            return header->nlmsg_len >= NLMSG_LENGTH(sizeof error->error) && error->error < 0 ? error->error : -EPROTO;
+            bool whole = header->nlmsg_len >= NLMSG_LENGTH(sizeof error->error);
+            return whole && error->error < 0 && error->error >= -MAX_ERRNO ? error->error : -EPROTO;
         }
     }
     return got;
