@@ -65,7 +65,8 @@ def test_shutdown_read(world: World) -> None:
 
 @pytest.mark.parametrize("waits", ["recv", "read", "poll", "select", "epoll", "no one"])
 def test_shutdown_read_is_seen(world: World, waits: str) -> None:
-    """T9, T2: SHUT_RD in one thread wakes another's recv or poll, and shows in an epoll; the peer may go on sending, and is not told."""
+    """T9, T2: SHUT_RD in one thread wakes another's recv or poll, and shows in an epoll; the peer may go on
+    sending, and is not told."""
     client, server = world.client, world.server
     fd, accepted = world.pair()
     worker = server.thread("worker")
