@@ -1,4 +1,4 @@
-"""Fixtures: programs to start, three policies, files to serve, and the check that nothing is left."""
+"""Fixtures: programs to start, files to serve, and the check that nothing is left."""
 
 from __future__ import annotations
 
@@ -13,32 +13,8 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).resolve().parents
 
 import looks  # noqa: E402
 import programs  # noqa: E402
+from app_policies import POLICIES  # noqa: E402
 from programs import Policy, Programs  # noqa: E402
-
-PLAIN = """\
-version = 1
-
-[defaults]
-providers = ["unix"]
-otherwise = "tcp"
-"""
-DECIDE = """\
-def decide(request):
-    address, port = request.remote or request.local
-    return ["unix"] if address in ("127.0.0.1", "0.0.0.0", "::") and port > 1024 else "tcp"
-"""
-POLICIES = {
-    "plain": (PLAIN, ""),
-    "reactive": (PLAIN + 'engine = "reactive"\n', ""),
-    "function": (PLAIN + '\n[[rule]]\nrole = "both"\nuse = "python:site_policy:decide"\n', DECIDE),
-}
-
-few_policies = pytest.mark.parametrize(
-    "policy",
-    [pytest.param(name, marks=[] if name == "plain" else pytest.mark.long) for name in POLICIES],
-    indirect=True,
-)
-"""All policies in the long form, else the one without code."""
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import looks
 import programs
 import pytest
 import servers
-from conftest import few_policies
+from app_policies import few_policies
 from programs import LOOPBACK, Policy, Program, Programs
 
 MODES = {"parallel": ["-P", "4"], "reverse": ["-R"], "duplex": ["--full-duplex"]}

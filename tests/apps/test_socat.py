@@ -8,8 +8,8 @@ import looks
 import programs
 import pytest
 import servers
+from app_policies import few_policies
 from clients import CLOSE, CONNECTIONS, curl, requests, same, wrk
-from conftest import few_policies
 from programs import PYTHON, Policy, Program, Programs
 
 PEER = str(Path(__file__).parent / "asyncio_peer.py")

@@ -8,8 +8,8 @@ import looks
 import programs
 import pytest
 import servers
+from app_policies import few_policies
 from clients import answering, curl, keeper, kept, requests, same, wrk
-from conftest import few_policies
 from programs import PYTHON, Policy, Programs
 
 LISTEN = """\
