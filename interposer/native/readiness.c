@@ -491,10 +491,15 @@ static void leave(struct sock *sock, struct sock_registration *registration)
         registration->via = registration->fd;
 }
 
+void readiness_renew_epoll(struct sock *sock)
+{
+    hidden_close(sock->epoll);
+    sock->epoll = -1;
+}
+
 int readiness_adopt_listener(struct sock *sock, int fd)
 {
-    hidden_close(sock->epoll);         /* of an earlier listen() on the same socket */
-    sock->epoll = -1;
+    readiness_renew_epoll(sock);
     companions_changed(sock);
     for (int i = 0; i < sock->nregistrations; i++) {
         struct sock_registration *registration = &sock->registrations[i];
@@ -686,19 +691,22 @@ static bool only_hangs_up(const struct sock *sock, const struct pollfd *entry)
     return !sock->shut_write && real.poll(&look, 1, 0) == 1 && look.revents == POLLHUP;
 }
 
-/* A hang-up that is not to be shown would end every wait. An epoll that has told of it waits for what comes after. */
+/* A hang-up that is not to be shown would end every wait. An epoll that has told of it waits for what comes after; where no
+ * descriptor is free for it, nobody does: nothing comes from the peer any more. */
 static int past_hang_up(struct sock *sock, const struct pollfd *entry)
 {
     struct epoll_event told;
-    int private = only_hangs_up(sock, entry) ? readiness_private_epoll(sock, entry->fd) : -1;
-    if (private < 0)
+    if (!only_hangs_up(sock, entry))
         return entry->fd;
-    while (epoll_wait(private, &told, 1, 0) > 0)
-        ;
+    int private = readiness_private_epoll(sock, entry->fd);
+    if (private < 0)
+        return -1;
+    epoll_wait(private, &told, 1, 0);
     return only_hangs_up(sock, entry) ? private : entry->fd;
 }
 
-/* Who waits in the place of a descriptor: a private epoll of a listener, or of a connection that hung up; else itself. */
+/* Who waits in the place of a descriptor: a private epoll of a listener, or of a connection that hung up, or nobody; else
+ * itself. */
 static int stand_in(const struct pollfd *entry)
 {
     struct sock *sock = fdtable_peek(entry->fd);
@@ -708,16 +716,18 @@ static int stand_in(const struct pollfd *entry)
     sock = fdtable_get(entry->fd);
     if (!sock)
         return entry->fd;
-    int via = -1;
+    int via = entry->fd;
     switch_serve(sock, entry->fd);
     if (sock_phase(sock) == SOCK_LISTENING)
         companion_serve(sock, entry->fd);
-    if (sock_phase(sock) == SOCK_LISTENING)
-        via = readiness_private_epoll(sock, entry->fd);
-    else if (sock_phase(sock) == SOCK_CONNECTED)
+    if (sock_phase(sock) == SOCK_LISTENING) {
+        int private = readiness_private_epoll(sock, entry->fd);
+        via = private < 0 ? entry->fd : private;
+    } else if (sock_phase(sock) == SOCK_CONNECTED) {
         via = past_hang_up(sock, entry);
+    }
     sock_put(sock);
-    return via < 0 ? entry->fd : via;
+    return via;
 }
 
 static bool is_listener(int fd)
@@ -875,7 +885,7 @@ static int poll_with_help(struct pollfd *fds, nfds_t count, const struct timespe
         }
         int64_t rest = deadline - clock_ns(CLOCK_MONOTONIC);
         left = rest > 0 ? (struct timespec){rest / 1000000000, rest % 1000000000} : at_once;
-    } while (result > 0 && !ready);
+    } while (result > 0 && !ready && (left.tv_sec || left.tv_nsec));
     if (copy != few)
         munmap(copy, size);
     errno = saved;

@@ -27,6 +27,8 @@ void readiness_after_swap(struct sock *sock, bool keep);
 /* Before a companion makes way for a TCP socket: what epolls hold under its numbers is recorded again. */
 void readiness_recall(struct sock *sock, int fd);
 /* After listen(): registrations made before it now stand for the companions too. 0, or minus a reason number. */
+/* The socket listens or is connected anew: its private epoll holds what it was before. */
+void readiness_renew_epoll(struct sock *sock);
 int readiness_adopt_listener(struct sock *sock, int fd);
 /* Is the socket registered with any epoll? */
 bool readiness_is_awaited(const struct sock *sock);

@@ -312,7 +312,9 @@ static int connect_again(struct sock **held, int fd, const struct sockaddr *addr
         return fail(EINVAL);
     if (!memory_reads(address, length))
         return fail(EFAULT);
-    bool unspecified = length >= sizeof address->sa_family && address->sa_family == AF_UNSPEC;
+    if (length < sizeof address->sa_family)
+        return fail(EINVAL);
+    bool unspecified = address->sa_family == AF_UNSPEC;
     if (sock_phase(sock) == SOCK_CONNECTING) {
         if (unspecified && connecting_cancel(sock, fd))
             return 0;
@@ -334,6 +336,7 @@ static int settle(struct sock *sock, int fd, const struct verdict *verdict, int 
 {
     if (result == 0) {
         sock->role = ROW_CONNECT;
+        readiness_renew_epoll(sock);
         sock_becomes(sock, SOCK_CONNECTED);
         stats_connection(sock->companions[0].provider->id);
         switch_publish(fd, sock);

@@ -120,6 +120,20 @@ def test_back_on_the_san(san: World, limits: str) -> None:
     assert san.server.recv(accepted, 5) == b"x"
 
 
+def test_a_hang_up_not_asked_for(san: World) -> None:
+    """X6, T2: with no descriptor free, poll() that asks for neither direction waits for its time after the peer's close."""
+    listener, address = san.listener()
+    actor = limited(san, "full", "client", (200, 200))
+    fd = actor.socket()
+    assert actor.connect(fd, address) == 0
+    accepted, _ = san.server.accept(listener)
+    assert companion_name(actor, fd)
+    fill(actor, MAKERS["open"])
+    san.server.close(accepted)
+    for call in ("poll", "ppoll"):
+        assert actor.poll([(fd, 0)], 50, call) == (0, ["0"])
+
+
 def test_nobody_waits_in_vain(san: World) -> None:
     """X6, S23: a client that waits at a listener which runs out of descriptors is accepted as soon as there is one."""
     actor = limited(san, "busy", "client", (200, 200))

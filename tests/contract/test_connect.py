@@ -39,6 +39,7 @@ def test_nonblocking(world: World) -> None:
     accepted, _ = server.accept(listener)
     world.proves(fd, accepted)
     assert client.connect(fd, address) == "EISCONN"
+    assert client.raw("connect", fd, Buffer(b"\2\0"), 1).value == "EINVAL"   # no room for a family
     assert client.recv(fd, 10) == "EAGAIN"
     assert client.fcntl(fd, 3) & 0o4000
 

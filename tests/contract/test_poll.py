@@ -211,6 +211,22 @@ def test_neither_direction_asked(world: World, events: int) -> None:
     client.poll([(fd, events)], 30)
 
 
+def test_listener_becomes_a_connection(world: World) -> None:
+    """T2, T9: what once was polled as a listener is polled as a connection, for neither direction as well."""
+    client, server = world.client, world.server
+    listener, address = world.listener()
+    fd = client.socket()
+    assert client.bind(fd, (LOOPBACK, 0)) == 0
+    assert client.listen(fd) == 0
+    assert client.poll([(fd, IN)], 0)[0] == 0
+    assert client.shutdown(fd, socket.SHUT_RDWR) == 0
+    assert client.connect(fd, address) == 0
+    accepted, _ = server.accept(listener)
+    world.proves(fd, accepted)
+    server.close(accepted)
+    assert client.poll([(fd, 0)], 50)[0] == 0
+
+
 def wide(*fds: int, fill: int = 0) -> Buffer:
     """A set for select() beyond FD_SETSIZE; `fill` is what stands behind an ordinary fd_set."""
     data = bytearray(128) + bytearray([fill]) * 2432
