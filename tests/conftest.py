@@ -7,6 +7,9 @@ import pytest
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run the slow tests too")
+    parser.addoption("--twin-seed", type=int, help="run the generated programs of this seed again")
+    parser.addoption("--twin-seconds", type=float, help="how long programs are generated")
+    parser.addoption("--twin-program", help="a file with a program, as failures of the generator print it")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -88,6 +88,8 @@ class Answer:
     result: int
     error: str
     memory: tuple[bytes, ...]
+    pipes: int = 0
+    """How many SIGPIPEs the program's handler has seen so far."""
 
     @property
     def value(self) -> int | str:
@@ -164,12 +166,12 @@ def _encode(name: str, arguments: Sequence[Argument]) -> bytes:
 
 
 def _decode(name: str, data: bytes) -> Answer:
-    result, error = struct.unpack_from("=qi", data)
+    result, error, pipes = struct.unpack_from("=qiI", data)
     if error == -1:
         raise LookupError(f"the puppet has no function {name}")
     if name.removeprefix("libc:") not in LONG and not name.startswith("puppet_"):
         result = struct.unpack("=i", struct.pack("=I", result & 0xFFFFFFFF))[0]
-    memory, at = [], 12
+    memory, at = [], 16
     while at < len(data):
         length = struct.unpack_from("=I", data, at)[0]
         memory.append(data[at + 4 : at + 4 + length])
@@ -177,7 +179,7 @@ def _decode(name: str, data: bytes) -> Answer:
     word = ERRORS.get(error, str(error)) if result == -1 else ""
     if result != -1 and error != UNTOUCHED and name not in ("malloc", "fdopen") and not name.startswith("puppet_"):
         word = f"success, but errno became {ERRORS.get(error, error)}"
-    return Answer(result, word, tuple(memory))
+    return Answer(result, word, tuple(memory), pipes)
 
 
 class Pending:
@@ -205,7 +207,10 @@ class Actor:
         self.side = side
         self.channel = channel
         self.pid = pid
-        self._waiting = False
+        self.deferred = False
+        """Calls return a Pending, so that several actors can make theirs at once."""
+        self.pipes: int | None = None
+        """SIGPIPEs counted so far, for those who want them in the record."""
 
     # ---- the protocol
 
@@ -239,6 +244,9 @@ class Actor:
         def finish(answer: Answer) -> Any:
             seen = answer.value if extract is None else extract(answer)
             shown = self.stage.show(seen)
+            if self.pipes is not None and answer.pipes != self.pipes:
+                shown += f", SIGPIPE {answer.pipes - self.pipes}"
+                self.pipes = answer.pipes
             self.note(name, given, shown, seen)
             return seen
 
@@ -246,7 +254,10 @@ class Actor:
         return Pending(self, name, finish)
 
     def _do(self, name: str, given: str, arguments: Sequence[Argument], extract: Any = None) -> Any:
-        return self._start(name, given, arguments, extract).result()
+        return self._finished(self._start(name, given, arguments, extract))
+
+    def _finished(self, pending: Pending) -> Any:
+        return pending if self.deferred else pending.result()
 
     # ---- sockets
 
@@ -267,7 +278,7 @@ class Actor:
         return self._start("connect", f"{fd}, {self.stage.record.address(address)}", [fd, Buffer(data), len(data)])
 
     def connect(self, fd: int, address: Address) -> Any:
-        return self.start_connect(fd, address).result()
+        return self._finished(self.start_connect(fd, address))
 
     def disconnect(self, fd: int) -> Any:
         """connect() to AF_UNSPEC."""
@@ -281,7 +292,7 @@ class Actor:
 
     def accept(self, fd: int, flags: int | None = None, room: int = 128) -> Any:
         """(descriptor, peer's address), or the error's name."""
-        return self.start_accept(fd, flags, room).result()
+        return self._finished(self.start_accept(fd, flags, room))
 
     def accept_anonymously(self, fd: int) -> Any:
         return self._do("accept", f"{fd}, NULL", [fd, None, None])
@@ -350,10 +361,10 @@ class Actor:
                 [fd, Buffer(bytes(size)), size, flags],
                 lambda answer: answer.error or (answer.result, answer.memory[0]),
             )
-        return self.start_recv(fd, size, flags).result()
+        return self._finished(self.start_recv(fd, size, flags))
 
     def read(self, fd: int, size: int) -> Any:
-        return self.start_recv(fd, size, 0, "read").result()
+        return self._finished(self.start_recv(fd, size, 0, "read"))
 
     def recvfrom(self, fd: int, size: int, flags: int = 0) -> Any:
         """(bytes, length of the address, its buffer)."""
@@ -483,7 +494,7 @@ class Actor:
         """(count, events of each) or the error's name; a bare descriptor is asked for IN and OUT."""
         if isinstance(fds, int):
             fds = [(fds, select.POLLIN | select.POLLOUT | 0x2000)]
-        return self.start_poll(fds, timeout, call).result()
+        return self._finished(self.start_poll(fds, timeout, call))
 
     def start_select(
         self,
@@ -511,7 +522,7 @@ class Actor:
         )
 
     def select(self, *arguments: Any, **options: Any) -> Any:
-        return self.start_select(*arguments, **options).result()
+        return self._finished(self.start_select(*arguments, **options))
 
     def epoll_create(self) -> Any:
         return self._do("epoll_create1", "0", [0])
@@ -540,7 +551,7 @@ class Actor:
 
     def epoll_wait(self, epfd: int, timeout: int = 0, room: int = 8) -> Any:
         """[(data, events)...] or the error's name."""
-        return self.start_epoll_wait(epfd, timeout, room).result()
+        return self._finished(self.start_epoll_wait(epfd, timeout, room))
 
     # ---- processes
 

@@ -249,11 +249,14 @@ static bool replace(int fd, struct sock *sock, void *context)
     return true;
 }
 
-/* The peer has closed after the program's own SHUT_WR: TCP would not know it any more. */
+/* The peer has closed after the program's own SHUT_WR, or has reset: TCP would not know it any more. */
 static bool is_over(const struct sock *sock, int fd)
 {
     struct pollfd look = {fd, 0, 0};
-    return sock->shut_write && !sock_is_slow(sock, SLOW_SHUT_READ) && real.poll(&look, 1, 0) == 1 && look.revents & POLLHUP;
+    if (real.poll(&look, 1, 0) != 1)
+        return false;
+    return look.revents & POLLERR ||
+           (sock->shut_write && !sock_is_slow(sock, SLOW_SHUT_READ) && look.revents & POLLHUP);
 }
 
 /* connect(AF_UNSPEC): the TCP socket takes its place again, as fresh as TCP makes it: a port that only the companion
@@ -486,9 +489,18 @@ again:
     }
     if (result >= 0)
         errno = saved;
+    bool known = sock;
     if (sock)
         sock_put(sock);
-    return result > 0 ? real.connect(fd, address, length) : result;
+    if (result <= 0)
+        return result;
+    result = real.connect(fd, address, length);
+    if (result < 0 && errno == EINVAL && !known && (sock = handover_adopt(fd))) {   /* an AF_UNIX socket's word */
+        sock_put(sock);
+        errno = saved;
+        return switch_connect(fd, address, length);
+    }
+    return result;
 }
 
 bool switch_fast_open(int fd, const struct sockaddr *address, socklen_t length, int *result)
@@ -898,7 +910,9 @@ int switch_shutdown(int fd, int how)
     if (!sock)
         return real.shutdown(fd, how);
     int result = 0;
-    if (sock_phase(sock) == SOCK_CONNECTING && connecting_cancel(sock, fd)) {
+    if (how < SHUT_RD || how > SHUT_RDWR) {
+        result = fail(EINVAL);
+    } else if (sock_phase(sock) == SOCK_CONNECTING && connecting_cancel(sock, fd)) {
         errno = saved;                 /* as TCP does in SYN_SENT */
     } else if (sock_phase(sock) == SOCK_CONNECTED) {
         if (is_over(sock, fd)) {
@@ -921,11 +935,11 @@ int switch_shutdown(int fd, int how)
         uint8_t listening = SOCK_LISTENING;
         if (how != SHUT_WR && atomic_compare_exchange_strong(&sock->phase, &listening, SOCK_DECIDING)) {
             result = real.shutdown(fd, how);   /* first: who the companions wake looks at the listener */
+            saved = result < 0 ? errno : saved;
             companion_silence(sock);
             companion_leave(sock, fd);
             companion_turn_away(sock);
-            if (result == 0)
-                errno = saved;
+            errno = saved;
             sock->bound = false;       /* a port that the kernel chose went with the listener; only bind() tells which did */
             atomic_store(&sock->phase, SOCK_FRESH);   /* a new listen() makes new companions */
         } else {

@@ -1,6 +1,6 @@
 /* A program with no will of its own: it makes the libc calls that a test asks for, one at a time, and tells what came
  * out. Any exported function can be called by name with integers and buffers, so the scenarios are written in Python
- * (tests/contract/puppet.py, which has the other end of the protocol), and the calls are a C program's.
+ * (tests/puppet.py, which has the other end of the protocol), and the calls are a C program's.
  *
  *   puppet SOCKET NAME
  *
@@ -10,6 +10,8 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <setjmp.h>
@@ -19,6 +21,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <sys/wait.h>
@@ -43,6 +46,10 @@ static struct {
     int (*fcntl)(int, int, ...);
     ssize_t (*send)(int, const void *, size_t, int);
     ssize_t (*recv)(int, void *, size_t, int);
+    int (*ioctl)(int, unsigned long, ...);
+    int (*poll)(struct pollfd *, nfds_t, int);
+    int (*getsockopt)(int, int, int, void *, socklen_t *);
+    int (*setsockopt)(int, int, int, const void *, socklen_t);
 } own;
 
 static void find_own(void)
@@ -55,6 +62,10 @@ static void find_own(void)
     own.fcntl = (int (*)(int, int, ...))dlsym(libc, "fcntl");
     own.send = (ssize_t(*)(int, const void *, size_t, int))dlsym(libc, "send");
     own.recv = (ssize_t(*)(int, void *, size_t, int))dlsym(libc, "recv");
+    own.ioctl = (int (*)(int, unsigned long, ...))dlsym(libc, "ioctl");
+    own.poll = (int (*)(struct pollfd *, nfds_t, int))dlsym(libc, "poll");
+    own.getsockopt = (int (*)(int, int, int, void *, socklen_t *))dlsym(libc, "getsockopt");
+    own.setsockopt = (int (*)(int, int, int, const void *, socklen_t))dlsym(libc, "setsockopt");
 }
 
 /* A fresh channel on descriptor `wanted`, or on any from it upwards. */
@@ -93,6 +104,9 @@ static void take(void *out, size_t size)
     memcpy(out, cursor, size);
     cursor += size;
 }
+
+EXPORT volatile int signals_seen;
+static volatile uint32_t pipes_seen;   /* each answer tells it */
 
 static size_t perform(const char *request, char *reply)
 {
@@ -142,7 +156,8 @@ static size_t perform(const char *request, char *reply)
     char *to = reply;
     memcpy(to, &result, 8);
     memcpy(to + 8, &error, 4);
-    to += 12;
+    memcpy(to + 12, (const void *)&pipes_seen, 4);
+    to += 16;
     for (int i = 0; i < many; i++) {
         if (arguments[i].kind == 0)
             continue;
@@ -171,12 +186,10 @@ static void serve(void)
 
 /* --- what a test may call besides libc --- */
 
-EXPORT volatile int signals_seen;
-
 EXPORT void on_signal(int number)
 {
-    (void)number;
     signals_seen++;
+    pipes_seen += number == SIGPIPE;
 }
 
 EXPORT long puppet_signals(void)
@@ -276,6 +289,39 @@ EXPORT long puppet_close_each(long first, long last)
     for (long fd = first; fd <= last; fd++)
         close((int)fd);
     return 0;
+}
+
+/* Waits, unseen by any hook, until `bytes` can be read and all of `events` have come. TCP is asked to acknowledge at once,
+ * or the peer's small segments would wait for 40 ms. */
+EXPORT long puppet_arrived(long fd, long bytes, long events, long milliseconds)
+{
+    for (long left = milliseconds * 10;; left--) {
+        struct pollfd state = {(int)fd, (short)events, 0};
+        int ready = 0, quick = 1;
+        own.setsockopt((int)fd, IPPROTO_TCP, TCP_QUICKACK, &quick, sizeof quick);
+        own.ioctl((int)fd, FIONREAD, &ready);
+        own.poll(&state, 1, 0);
+        if (ready >= bytes && (state.revents & events) == events)
+            return 1;
+        if (left <= 0)
+            return 0;
+        usleep(100);
+    }
+}
+
+/* How many TCP connections wait in a listener's queue. */
+EXPORT long puppet_queued(long fd)
+{
+    struct tcp_info info = {0};
+    socklen_t length = sizeof info;
+    return own.getsockopt((int)fd, IPPROTO_TCP, TCP_INFO, &info, &length) == 0 ? (long)info.tcpi_unacked : -1;
+}
+
+EXPORT long puppet_domain(long fd)
+{
+    int domain = 0;
+    socklen_t length = sizeof domain;
+    return own.getsockopt((int)fd, SOL_SOCKET, SO_DOMAIN, &domain, &length) == 0 ? domain : -1;
 }
 
 /* Writes all of it whatever it takes, in pieces of `piece` bytes. */

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from puppet import Entry
 
 History = Sequence[Entry]
+SENDING = {"send", "write", "sendto", "sendmsg", "writev", "sendfile"}
 Predicate = Callable[[Entry, Entry, History], bool]
 
 def _without(events: list[tuple[int, str]], word: str) -> list[tuple[int, str]]:
@@ -26,8 +27,11 @@ def _d1(tcp: Entry, san: Entry, before: History) -> bool:
 
 
 def _d2(tcp: Entry, san: Entry, before: History) -> bool:
-    """One write earlier than TCP, where the kernel writes by itself: EPIPE where TCP buffered, and the signal."""
-    return san.call == "sendfile" and isinstance(tcp.fact, int) and san.fact == "EPIPE"
+    """One write earlier than TCP, EPIPE where TCP buffered, and the signal: where the kernel writes itself, and where
+    the program began after the connection."""
+    began = any(entry.call == "exec" for entry in before if entry.actor == san.actor)
+    early = san.call == "sendfile" or (began and san.call in SENDING)
+    return early and isinstance(tcp.fact, int) and san.fact == "EPIPE"
 
 
 def _d3(tcp: Entry, san: Entry, before: History) -> bool:
@@ -59,21 +63,27 @@ def _d6(tcp: Entry, san: Entry, before: History) -> bool:
 PERMITTED: dict[str, Predicate] = {"D1": _d1, "D2": _d2, "D3": _d3, "D4": _d4, "D6": _d6}
 
 
+def judge(expected: Entry, got: Entry, before: History, companions: bool) -> tuple[str, list[str]]:
+    """What is wrong with one observation, or "", and the numbers of the permitted differences that were met. Without
+    companions there are none to permit."""
+    if expected == got:
+        return "", []
+    if (expected.actor, expected.call, expected.given) != (got.actor, got.call, got.given):
+        return f"TCP went {expected}, now {got}", []
+    names = [name for name, holds in PERMITTED.items() if companions and holds(expected, got, before)]
+    return ("" if names else f"{got}, by TCP {expected.seen}"), names
+
+
 def compare(tcp: History, san: History, companions: bool) -> tuple[list[str], list[str]]:
-    """The differences that are not permitted, one line each, and the numbers of the permitted ones that were met.
-    Without companions there are none to permit."""
+    """The differences that are not permitted, one line each, and the numbers of the permitted ones that were met."""
     problems, used = [], []
     for index, (expected, got) in enumerate(zip(tcp, san, strict=False)):
-        if expected == got:
-            continue
-        if (expected.actor, expected.call, expected.given) != (got.actor, got.call, got.given):
-            problems.append(f"{index}: TCP went {expected}, now {got}")
+        problem, names = judge(expected, got, san[:index], companions)
+        used += names
+        if problem:
+            problems.append(f"{index}: {problem}")
+        if problem.startswith("TCP went"):
             break
-        names = [name for name, holds in PERMITTED.items() if companions and holds(expected, got, san[:index])]
-        if names:
-            used += names
-        else:
-            problems.append(f"{index}: {got}, by TCP {expected.seen}")
     if not problems and len(tcp) != len(san):
         problems.append(f"TCP made {len(tcp)} observations, now {len(san)}")
     return problems, used

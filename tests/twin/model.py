@@ -1,0 +1,147 @@
+"""What the generator knows of a program's descriptors and connections: enough to make calls that return at once and to
+tell what the other end will see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+State = Literal["fresh", "bound", "listening", "connecting", "connected", "failed", "stopped"]
+RDHUP = 0x2000
+LOWEST = 3
+"""The first descriptor of a program."""
+
+
+@dataclass(eq=False)
+class End:
+    """One end of a connection."""
+
+    peer: End | None = None
+    unread: int = 0
+    sent: int = 0
+    fin: bool = False
+    """The peer will send no more."""
+    reset: bool = False
+    shut_read: bool = False
+    shut_write: bool = False
+    gone: bool = False
+    linger: bool = False
+    odd: bool = False
+    """Has reached a state in which the contract permits differences; only close() comes now."""
+
+
+@dataclass(eq=False)
+class Description:
+    """An open file: a TCP socket or an epoll."""
+
+    side: str
+    kind: Literal["socket", "epoll"] = "socket"
+    family: int = 2
+    state: State = "fresh"
+    nonblocking: bool = False
+    references: int = 0
+    host: str = ""
+    port: str = ""
+    backlog: int = 0
+    pending: list[End] = field(default_factory=list)
+    end: End | None = None
+    watched: dict[tuple[str, int], Description] = field(default_factory=dict)
+    """Of an epoll: what is registered, by process and descriptor."""
+
+    def ready(self) -> bool:
+        """A read returns at once."""
+        if self.state == "listening":
+            return bool(self.pending)
+        end = self.end
+        return self.state != "connected" or end is None or bool(end.unread or end.fin or end.reset or end.shut_read)
+
+
+@dataclass(eq=False)
+class Process:
+    name: str
+    side: str
+    fds: dict[int, Description] = field(default_factory=dict)
+    cloexec: set[int] = field(default_factory=set)
+    parent: str = ""
+
+    def lowest(self, start: int = LOWEST) -> int:
+        number = start
+        while number in self.fds:
+            number += 1
+        return number
+
+
+class Model:
+    def __init__(self) -> None:
+        self.processes = {name: Process(name, name) for name in ("client", "server")}
+        self.listeners: dict[str, Description] = {}
+        """By the name of the port."""
+        self.used: dict[str, set[int]] = {"client": set(), "server": set()}
+        self.ports = 0
+        self.children = 0
+
+    def everywhere(self, description: Description) -> Iterator[tuple[Process, int]]:
+        for process in self.processes.values():
+            for fd, each in process.fds.items():
+                if each is description:
+                    yield process, fd
+
+    def holder(self, end: End) -> tuple[Process, int] | None:
+        """Who can look at an end."""
+        for process in self.processes.values():
+            for fd, each in process.fds.items():
+                if each.end is end:
+                    return process, fd
+        return None
+
+    def install(self, process: Process, description: Description, cloexec: bool, fd: int | None = None) -> int:
+        number = process.lowest() if fd is None else fd
+        process.fds[number] = description
+        description.references += 1
+        process.cloexec.discard(number)
+        if cloexec:
+            process.cloexec.add(number)
+        self.used.setdefault(process.name, set()).add(number)
+        return number
+
+    def connect(self, description: Description, listener: Description) -> End:
+        ours, theirs = End(), End()
+        ours.peer, theirs.peer = theirs, ours
+        description.end = ours
+        listener.pending.append(theirs)
+        return theirs
+
+    def remove(self, process: Process, fd: int) -> list[End]:
+        """Closes a descriptor; the ends that learn of it."""
+        description = process.fds.pop(fd)
+        process.cloexec.discard(fd)
+        description.references -= 1
+        if description.references:
+            return []
+        if description.state == "listening":
+            return self.stop(description)
+        if description.end is not None:
+            return self.close(description.end)
+        return []
+
+    def stop(self, listener: Description) -> list[End]:
+        told = []
+        for end in listener.pending:
+            end.gone = True
+            if end.peer is not None and not end.peer.gone:
+                end.peer.fin = end.peer.reset = True
+                told.append(end.peer)
+        listener.pending.clear()
+        self.listeners.pop(listener.port, None)
+        return told
+
+    def close(self, end: End) -> list[End]:
+        end.gone = True
+        peer = end.peer
+        if peer is None or peer.gone:
+            return []
+        peer.fin = True
+        if end.unread or end.linger:
+            peer.reset = True
+        return [peer]
