@@ -258,13 +258,17 @@ class Programs(RuleBasedStateMachine):
         holder, listening = next(self.model.everywhere(listener))
         self.step(process, "queued", fd, holder.name, listening)
         if answer == "EINPROGRESS":
-            for _ in range(data.draw(st.sampled_from([1, 0, 2]))):
+            again = data.draw(st.sampled_from([1, 0, 2]))
+            for _ in range(again):
                 self.step(process, "connect", fd, (host, listener.port))
+            description.announced = again > 0
         return True
 
     @rule(data=st.data())
     def connect_again(self, data: st.DataObject) -> None:
-        picked = self.pick(data, lambda each: each.state in ("connected", "listening") and not odd(each))
+        picked = self.pick(
+            data, lambda each: each.announced and each.state in ("connected", "listening") and not odd(each)
+        )
         if picked is None or not self.model.listeners:
             return
         port = data.draw(st.sampled_from(sorted(self.model.listeners)))

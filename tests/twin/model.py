@@ -46,6 +46,8 @@ class Description:
     backlog: int = 0
     pending: list[End] = field(default_factory=list)
     end: End | None = None
+    announced: bool = True
+    """No second connect() is owed its one 0; each process of the switch counts that for itself."""
     watched: dict[tuple[str, int], Description] = field(default_factory=dict)
     """Of an epoll: what is registered, by process and descriptor."""
 
