@@ -361,6 +361,10 @@ static bool differs(const struct sock *sock, int shadow, int level, int name, in
         *number = recorded && recorded->value[0];
         return true;
     }
+    if (v6 && name == IPV6_V6ONLY && accepted) {   /* the listener's, which bind() sets too */
+        *number = sock->v6only;
+        return true;
+    }
     if (v6 && name == IPV6_MULTICAST_IF && accepted) {   /* where the first packet came in */
         *number = 1;
         return true;

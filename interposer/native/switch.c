@@ -632,6 +632,7 @@ static int accept_companion(struct sock *listener, int index, struct sockaddr *a
         return hand_out(fd, &peer, listener->family, address, length);
     sock->moving = moving;
     sock->slow = moving.mover ? SLOW_MOVER : 0;
+    sock->v6only = listener->v6only;
     sock->local = local;
     sock->remote = peer;
     sock->companions[0].provider = listener->companions[index].provider;

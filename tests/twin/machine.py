@@ -578,6 +578,9 @@ class Programs(RuleBasedStateMachine):
         process = self.process(data)
         if any(each.pending for each in process.fds.values()):   # D6
             return
+        watched = [each for epoll in process.fds.values() for each in epoll.watched.values()]
+        if any(each.state != "connected" for each in watched):   # an epoll loses listeners at exec
+            return
         self.step(process, "exec")
         for fd in sorted(process.cloexec):
             self.told(self.model.remove(process, fd))
