@@ -456,6 +456,9 @@ class Programs(RuleBasedStateMachine):
         if picked is None:
             return
         process, fd, description = picked
+        shared = len({holder.name for holder, _ in self.model.everywhere(description)}) > 1
+        if command == fcntl.F_SETFL and shared and description.state != "connected":   # a listener's is per process
+            return
         if command == fcntl.F_SETFL and description.kind == "socket":
             on = data.draw(st.booleans())
             if data.draw(st.booleans()):
@@ -529,7 +532,12 @@ class Programs(RuleBasedStateMachine):
         if picked is None:
             return
         process, epfd, epoll = picked
-        fds = [fd for fd, each in process.fds.items() if each.kind == "socket" and not odd(each)]
+        shared = len({holder.name for holder, _ in self.model.everywhere(epoll)}) > 1   # a listener's would be missed
+        fds = [
+            fd
+            for fd, each in process.fds.items()
+            if each.kind == "socket" and not odd(each) and (each.state == "connected" or not shared)
+        ]
         if not fds:
             return
         fd = data.draw(st.sampled_from(fds))
