@@ -25,6 +25,7 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #define EXPORT __attribute__((visibility("default")))
@@ -295,7 +296,10 @@ EXPORT long puppet_close_each(long first, long last)
  * or the peer's small segments would wait for 40 ms. */
 EXPORT long puppet_arrived(long fd, long bytes, long events, long milliseconds)
 {
-    for (long left = milliseconds * 10;; left--) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    long long end = now.tv_sec * 1000ll + now.tv_nsec / 1000000 + milliseconds;
+    for (;;) {
         struct pollfd state = {(int)fd, (short)events, 0};
         int ready = 0, quick = 1;
         own.setsockopt((int)fd, IPPROTO_TCP, TCP_QUICKACK, &quick, sizeof quick);
@@ -303,7 +307,8 @@ EXPORT long puppet_arrived(long fd, long bytes, long events, long milliseconds)
         own.poll(&state, 1, 0);
         if (ready >= bytes && (state.revents & events) == events)
             return 1;
-        if (left <= 0)
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        if (now.tv_sec * 1000ll + now.tv_nsec / 1000000 > end)
             return 0;
         usleep(100);
     }

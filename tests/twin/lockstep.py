@@ -35,7 +35,7 @@ from differences import judge
 from puppet import Actor, Buffer, Pending
 from world import ORACLE, PAIRINGS, Pairing, World
 
-ARRIVAL = 2000
+ARRIVAL = 1500
 """Milliseconds that bytes and events may take from one end to the other."""
 PATIENCE = 3.0
 """Seconds that a call may take that should not block."""

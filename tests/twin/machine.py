@@ -92,6 +92,8 @@ class Programs(RuleBasedStateMachine):
         try:
             return self.lock.run(Step(process.name, call, arguments))
         except BaseException as error:
+            if not cls.failure:
+                print(f"found, and now shrunk: {error}", flush=True)
             cls.failure = str(error)
             if not isinstance(error, Difference) or error.spoilt:
                 self.lock.kill()
@@ -325,8 +327,8 @@ class Programs(RuleBasedStateMachine):
             answer = self.step(process, call, fd, content, int(flags), (host, 7))
         if isinstance(answer, int) and answer > 0:
             end.sent += answer
-            if end.peer.gone:
-                end.odd = True
+            if end.peer.gone or (end.peer.shut_read and end.peer.shut_write):
+                end.odd = end.peer.odd = True   # what comes is answered by a reset
             else:
                 end.peer.unread += answer
                 self.told([end.peer])
