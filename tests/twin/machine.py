@@ -381,6 +381,9 @@ class Programs(RuleBasedStateMachine):
         if picked is None:
             return
         process, fd, description = picked
+        shared = len({holder.name for holder, _ in self.model.everywhere(description)}) > 1
+        if shared and description.state == "listening":   # the others' poll() would not see it
+            return
         answer = self.step(process, "shutdown", fd, int(how))
         if answer != 0:
             return
