@@ -217,11 +217,20 @@ class Programs(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def connect(self, data: st.DataObject) -> None:
-        listeners = [each for each in self.model.listeners.values() if len(each.pending) < 4]
         picked = self.pick(data, lambda each: each.kind == "socket" and each.state in ("fresh", "bound"))
-        if picked is None or not listeners:
+        if picked is None:
+            return
+        listeners = [each for each in self.model.listeners.values() if self.is_next(each, picked[2])]
+        if not listeners:
             return
         self.join(data, *picked, data.draw(st.sampled_from(listeners)))
+
+    def is_next(self, listener: Description, description: Description) -> bool:
+        """Is a connection accepted after those that wait already? Who comes by TCP and who comes by the SAN take
+        turns, and what is shared comes by TCP."""
+        alike = not self.model.children and not self.model.execs
+        sides = {end.peer.side for end in listener.pending if end.peer is not None}
+        return not sides or (alike and sides == {description.side} and len(listener.pending) < 4)
 
     @rule(data=st.data())
     def meet(self, data: st.DataObject) -> None:
@@ -382,8 +391,8 @@ class Programs(RuleBasedStateMachine):
             return
         process, fd, description = picked
         shared = len({holder.name for holder, _ in self.model.everywhere(description)}) > 1
-        if shared and description.state == "listening":   # the others' poll() would not see it
-            return
+        if description.state == "listening" and (shared or description.pending):
+            return  # the others' poll() would not see it; who waits would see an end of file
         answer = self.step(process, "shutdown", fd, int(how))
         if answer != 0:
             return
@@ -594,7 +603,11 @@ class Programs(RuleBasedStateMachine):
         watched = [each for epoll in process.fds.values() for each in epoll.watched.values()]
         if any(each.state != "connected" for each in watched):   # an epoll loses listeners at exec
             return
+        ends = [each.end for each in process.fds.values() if each.end is not None]
+        if any(end.shut_read or end.shut_write for end in ends):   # what the program has shut is forgotten
+            return
         self.step(process, "exec")
+        self.model.execs += 1
         for fd in sorted(process.cloexec):
             self.told(self.model.remove(process, fd))
 

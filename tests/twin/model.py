@@ -18,6 +18,7 @@ class End:
     """One end of a connection."""
 
     peer: End | None = None
+    side: str = ""
     unread: int = 0
     sent: int = 0
     fin: bool = False
@@ -81,7 +82,7 @@ class Model:
         """By the name of the port."""
         self.used: dict[str, set[int]] = {"client": set(), "server": set()}
         self.ports = 0
-        self.children = 0
+        self.children = self.execs = 0
 
     def everywhere(self, description: Description) -> Iterator[tuple[Process, int]]:
         for process in self.processes.values():
@@ -110,6 +111,7 @@ class Model:
     def connect(self, description: Description, listener: Description) -> End:
         ours, theirs = End(), End()
         ours.peer, theirs.peer = theirs, ours
+        ours.side, theirs.side = description.side, listener.side
         description.end = ours
         listener.pending.append(theirs)
         return theirs
