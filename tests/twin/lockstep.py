@@ -237,6 +237,10 @@ class Twin:
             if name not in ("client", "server"):
                 with suppress(ProcessLookupError):
                     os.kill(actor.pid, signal.SIGKILL)
+                end = time.monotonic() + PATIENCE
+                with suppress(FileNotFoundError):
+                    while os.listdir(f"/proc/{actor.pid}/fd") and time.monotonic() < end:
+                        time.sleep(0.0005)
                 actor.channel.close()
                 self.world.stage.actors.remove(actor)
                 del self.actors[name]

@@ -390,6 +390,8 @@ class Programs(RuleBasedStateMachine):
         if picked is None:
             return
         process, fd, description = picked
+        if over(description):
+            return
         shared = len({holder.name for holder, _ in self.model.everywhere(description)}) > 1
         if description.state == "listening" and (shared or description.pending):
             return  # the others' poll() would not see it; who waits would see an end of file
@@ -494,8 +496,10 @@ class Programs(RuleBasedStateMachine):
         picked = self.pick(data, lambda each: each.state != "failed" and not odd(each))
         if picked is None:
             return
-        process, fd, _ = picked
+        process, fd, description = picked
         call = data.draw(st.sampled_from(["getsockname", "getpeername"]))
+        if call == "getpeername" and over(description):
+            return
         self.step(process, call, fd, data.draw(st.sampled_from([128, 28, 16, 5, 0])))
 
     @rule(data=st.data())
@@ -615,6 +619,12 @@ class Programs(RuleBasedStateMachine):
 def odd(description: Description) -> bool:
     end = description.end
     return end is not None and end.odd
+
+
+def over(description: Description) -> bool:
+    """After a program's own SHUT_RDWR the kernel does not tell the switch whether the peer has ended too."""
+    end = description.end
+    return end is not None and end.fin and end.shut_read and end.shut_write
 
 
 __all__ = ["Difference", "OracleFailed", "Programs", "errno"]
