@@ -419,12 +419,9 @@ class Programs(RuleBasedStateMachine):
         picked = self.pick(data)
         if picked is None:
             return
-        process, fd, description = picked
+        process, fd, _ = picked
         self.step(process, "close", fd)
         self.told(self.model.remove(process, fd))
-        end = description.end
-        if end is not None and description.references == 0 and end.linger and end.peer is not None:
-            end.peer.odd = True
 
     @rule(data=st.data())
     def linger(self, data: st.DataObject) -> None:

@@ -148,4 +148,5 @@ class Model:
         peer.fin = True
         if end.unread or end.linger:
             peer.reset = True
+        peer.odd |= end.linger   # D3
         return [peer]
