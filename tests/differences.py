@@ -18,12 +18,18 @@ def _without(events: list[tuple[int, str]], word: str) -> list[tuple[int, str]]:
 
 
 def _d1(tcp: Entry, san: Entry, before: History) -> bool:
-    """epoll adds HUP beside IN|RDHUP."""
+    """epoll adds HUP beside IN|RDHUP, or beside what was asked for where neither was."""
     if san.call != "epoll_wait" or not isinstance(tcp.fact, list) or not isinstance(san.fact, list):
         return False
-    return tcp.fact == _without(san.fact, "HUP") and all(
-        "IN" in names.split("|") for _, names in san.fact if "HUP" in names
+    hung = [(data, names.split("|")) for data, names in san.fact if "HUP" in names.split("|")]
+    return [event for event in _without(san.fact, "HUP") if event[1]] == tcp.fact and all(
+        "IN" in names or not _asked_for_input(data, before) for data, names in hung
     )
+
+
+def _asked_for_input(data: int, before: History) -> bool:
+    asked = [entry.given.split(", ")[-2:] for entry in before if entry.call == "epoll_ctl" and "DEL" not in entry.given]
+    return any("IN" in events.split("|") for events, number in asked if number == str(data))
 
 
 def _d2(tcp: Entry, san: Entry, before: History) -> bool:
