@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -12,19 +13,64 @@ from world import World
 from interposer.diag import stats
 
 
+def test_every_hook_is_called() -> None:
+    """T13: the calls of hosts/each_call.h are the hooks, all of them."""
+    call = re.compile(r"^HOOK\([^,]+?, (\w+),|^EXPORTED\((\w+)\)", re.MULTILINE)
+    hooks = {name for place in ("interposer/native/hooks.def", "shim.c") for name in names(call, ROOT / place)}
+    made = names(re.compile(r"^    (?:CALL|EACH_[A-Z]+)\((\w+),? ?", re.MULTILINE), ROOT / "tests/hosts/each_call.h")
+    assert "socket" in hooks and "execl" in hooks
+    assert hooks | {"vfork"} == set(made) - {"name"}
+
+
+def names(pattern: re.Pattern[str], path: Path) -> list[str]:
+    return [next(filter(None, match.groups())) for match in pattern.finditer(path.read_text())]
+
+
 @pytest.mark.parametrize("order", ["before", "after"])
 def test_constructor_and_destructor(tmp_path: Path, order: str) -> None:
-    """T13: socket calls of another preloaded library, before main and after exit, work; its place in LD_PRELOAD is
-    before or after ours."""
-    library = build("early_library", "-shared", "-fPIC")
+    """T13: calls of another preloaded library in its constructor, at exit, in its destructor, and in a thread that goes
+    on meanwhile, work. The library's constructor runs after ours and its destructor before, or (`after`: its place in
+    LD_PRELOAD) the other way round."""
+    library = build("early_library", "-shared", "-fPIC", "-pthread")
     environment = switched_environment()
     ours = environment["LD_PRELOAD"]
     preload = f"{library}:{ours}" if order == "before" else f"{ours}:{library}"
     output = tmp_path / "said"
-    subprocess.run(
-        ["/bin/true"], env={**environment, "LD_PRELOAD": preload, "EARLY_OUTPUT": str(output)}, check=True, timeout=20
+    ran = {"LD_DEBUG": "files", "LD_DEBUG_OUTPUT": str(tmp_path / "loader")}
+    run = subprocess.run(
+        ["/bin/true"],
+        env={**environment, **ran, "LD_PRELOAD": preload, "EARLY_OUTPUT": str(output)},
+        capture_output=True,
+        check=True,
+        timeout=40,
     )
-    assert output.read_text() == "constructor works\ndestructor works\n"
+    assert (run.stdout, run.stderr) == (b"", b"")
+    assert output.read_text() == "constructor works\natexit works\ndestructor works\nthread works\n"
+    loader = max(tmp_path.glob("loader.*"), key=lambda path: path.stat().st_size).read_text()
+    for moment, first in (("init", order == "after"), ("fini", order == "before")):
+        assert (loader.index(f"calling {moment}: {library}") < loader.index(f"calling {moment}: {ours}")) == first
+
+
+@pytest.mark.parametrize("binding", ["now", "lazy"])
+def test_ifunc_resolver(binding: str) -> None:
+    """T13: all calls work in an IFUNC resolver of the program, which the loader runs before any constructor."""
+    program = build("resolver_calls", f"-Wl,-z,{binding}")
+    run = subprocess.run([program], env=switched_environment(), capture_output=True, text=True, check=True, timeout=20)
+    assert (run.stdout, run.stderr) == ("42 works works\n", "")
+
+
+def test_each_first_call() -> None:
+    """T13: the first calls of a process are all hooks at one moment, each in a thread of its own."""
+    for _ in range(10):
+        run = subprocess.run(
+            [build("first_calls", "-pthread")],
+            env=switched_environment(),
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=20,
+        )
+        assert (run.stdout, run.stderr) == ("81\n", "")
 
 
 def test_sixteen_first_calls(san: World) -> None:
@@ -48,10 +94,11 @@ def test_sixteen_first_calls(san: World) -> None:
 
 def test_other_preloads_stay() -> None:
     """T13, P3: what was in LD_PRELOAD before stays, after ours."""
+    library = build("early_library", "-shared", "-fPIC", "-pthread")
     environment = dict(switched_environment())
     run = subprocess.run(
         [ROOT / ".venv/bin/sanrun", "/usr/bin/env"],
-        env={**environment, "LD_PRELOAD": str(build("early_library", "-shared", "-fPIC")), "EARLY_OUTPUT": "/dev/null"},
+        env={**environment, "LD_PRELOAD": str(library), "EARLY_OUTPUT": "/dev/null"},
         capture_output=True,
         text=True,
         check=True,

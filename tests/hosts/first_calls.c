@@ -1,16 +1,11 @@
-/* Sixteen threads make their first socket calls at one moment: each connects to the address in argv[1] (a port) and
- * exchanges a byte. Prints how many succeeded. */
-#define _GNU_SOURCE
-#include <arpa/inet.h>
-#include <netinet/in.h>
+/* Threads make their first calls at one moment: with a port as argument sixteen connect to it and exchange a byte, and
+ * the number that succeeded is printed; without one there is a thread for each call, and those that did not do what
+ * they should are printed. */
+#include "each_call.h"
 #include <pthread.h>
 #include <stdatomic.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
-#define THREADS 16
+enum { THREADS = 16 };
 
 static pthread_barrier_t line;
 static _Atomic int good;
@@ -28,10 +23,34 @@ static void *run(void *unused)
     return NULL;
 }
 
+static void *make_one(void *argument)
+{
+    const struct each *each = argument;
+    pthread_barrier_wait(&line);
+    return (void *)(each->call() ? NULL : each->name);
+}
+
+static void each_in_a_thread(void)
+{
+    pthread_t threads[EACH_COUNT];
+    void *bad;
+    pthread_barrier_init(&line, NULL, EACH_COUNT);
+    for (int i = 0; i < EACH_COUNT; i++)
+        pthread_create(&threads[i], NULL, make_one, (void *)&each_call[i]);
+    for (int i = 0; i < EACH_COUNT; i++)
+        if (pthread_join(threads[i], &bad) == 0 && bad)
+            puts(bad);
+    printf("%d\n", EACH_COUNT);
+}
+
 int main(int argc, char **argv)
 {
     pthread_t threads[THREADS];
-    at = (struct sockaddr_in){AF_INET, htons((uint16_t)atoi(argc > 1 ? argv[1] : "0")), {htonl(INADDR_LOOPBACK)}, {0}};
+    if (argc < 2) {
+        each_in_a_thread();
+        return 0;
+    }
+    at = (struct sockaddr_in){AF_INET, htons((uint16_t)atoi(argv[1])), {htonl(INADDR_LOOPBACK)}, {0}};
     pthread_barrier_init(&line, NULL, THREADS);
     for (int i = 0; i < THREADS; i++)
         pthread_create(&threads[i], NULL, run, NULL);

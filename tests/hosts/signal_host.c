@@ -1,8 +1,8 @@
 /* signal_host MILLISECONDS: four threads connect, accept, juggle descriptors and move bytes, each interrupted a
- * thousand times a second by a handler that makes socket calls of its own, also on the socket that the thread is working
- * on, and forks now and then, the child using its sockets at once. Plain C that knows nothing of the switch: preloaded,
- * or linked with it by tests/unit/build_c.py. Prints counts and what it found amiss, then waits for the end of its
- * stdin. */
+ * thousand times a second by a handler that makes socket calls of its own, also on the socket that the thread is at
+ * work on, and forks now and then, the child using its sockets at once. Plain C that knows nothing of the switch:
+ * preloaded, or linked with it by tests/unit/build_c.py. Prints counts and what it found amiss, then waits for the end
+ * of its stdin. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
