@@ -379,6 +379,7 @@ static int decide_connect(struct sock *sock, int fd, const struct endpoint *remo
     result = settle(sock, fd, &verdict, result);
     connecting_release(sock);
     if (final && real.fcntl(fd, F_GETFL, 0) & O_NONBLOCK) {   /* TCP would have learnt it from the network */
+        atomic_store(&fdtable_matters, true);
         atomic_store(&sock->connect_error, errno);
         return fail(EINPROGRESS);
     }
