@@ -121,7 +121,7 @@ def test_back_on_the_san(san: World, limits: str) -> None:
 
 
 def test_a_hang_up_not_asked_for(san: World) -> None:
-    """X6, T2: with no descriptor free, poll() that asks for neither direction waits for its time after the peer's close."""
+    """X6, T2: with no descriptor free, poll() that asks for neither direction waits out its time after a close."""
     listener, address = san.listener()
     actor = limited(san, "full", "client", (200, 200))
     fd = actor.socket()
