@@ -242,6 +242,9 @@ static bool preloads(char *const environment[])
     const char *list = value_of(environment, "LD_PRELOAD");
     if ((word && strcmp(word, "off") == 0) || !table || *table != '/')
         return false;
+    /* The kernel makes such a start a secure one, where the loader preloads nothing. Without /proc nothing would be found. */
+    if (getuid() != geteuid() || getgid() != getegid() || access("/proc/self/fd", X_OK) < 0)
+        return false;
     while (list && *list) {
         size_t length = strcspn(list, " :"), tail = sizeof LIBRARY - 1;
         char path[4096];
@@ -369,8 +372,9 @@ static bool hand_on(int fd, struct sock *sock, void *context)
     int flags = real.fcntl(fd, F_GETFD, 0);
     if (flags < 0 || (flags & FD_CLOEXEC && !next->actions))
         return true;
-    if (next->interposed < 0)
-        next->interposed = is_interposed(next->file, next->search, next->environment);
+    if (next->interposed < 0)          /* an action may change the directory */
+        next->interposed = is_interposed(next->file, next->search, next->environment) &&
+                           (!next->actions || next->search || *next->file == '/');
     if (!next->interposed || !companion_pass(sock, true)) {
         companion_pass(sock, false);
         part(fd, sock);

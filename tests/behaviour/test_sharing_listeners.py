@@ -287,6 +287,25 @@ os.execv(PYTHON, worker(listener.fileno(), "poll"))
     on_san(*yard.ask(), pid=server.pid)
 
 
+@pytest.mark.parametrize("why", ["effective user", "no /proc"])
+def test_exec_where_the_switch_cannot_follow(yard: Yard, why: str) -> None:
+    """S23, T4, X3: the loader preloads nothing where real and effective user differ, and without /proc a program does not
+    find what was handed on: its clients go by TCP, and none waits."""
+    how = {
+        "effective user": "os.setresuid(0, 65534, 0)",
+        "no /proc": "import ctypes\nlibc = ctypes.CDLL(None)\nassert libc.unshare(0x20000) == 0\n"
+        "assert libc.mount(b'none', b'/', None, 0x44000, None) == 0\n"
+        "assert libc.mount(b'none', b'/proc', b'tmpfs', 0, None) == 0",
+    }[why]
+    server = yard.server(f"""
+listener = listen(port)
+{how}
+os.execv(PYTHON, worker(listener.fileno(), "accept"))
+""")
+    on_tcp(*yard.ask())
+    assert server.poll() is None
+
+
 def test_new_program_beside_the_old(yard: Yard) -> None:
     """S23, T4: a server that starts its successor with the same listener and ends leaves no client unserved, nor those
     that waited for it."""
