@@ -40,6 +40,8 @@ int hook_socket(int domain, int type, int protocol)
 int hook_bind(int fd, const struct sockaddr *address, socklen_t length)
 {
     struct sock *sock = fdtable_peek(fd);
+    if (sock && fdtable_companion(fd))
+        return switch_bind(sock, address, length);
     int result = real.bind(fd, address, length);
     if (sock && result == 0)
         sock->bound = true;

@@ -22,6 +22,8 @@
 #include <netinet/in.h>
 #include <pthread.h>
 #include <sched.h>
+#include <stddef.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -875,6 +877,24 @@ int switch_accept(int fd, struct sockaddr *address, socklen_t *length, int flags
 
 /* --- names --- */
 
+/* Another thread has just put the companion under fd, or is taking it away: the state says so in a moment. */
+static struct sock *exchanged(int fd)
+{
+    for (int tries = 0; tries < 10000 && fdtable_peek(fd) && !fdtable_companion(fd); tries++)
+        sched_yield();
+    return fdtable_companion(fd) ? fdtable_get(fd) : NULL;
+}
+
+int switch_bind(const struct sock *sock, const struct sockaddr *address, socklen_t length)
+{
+    size_t needed = sock->family == AF_INET ? sizeof(struct sockaddr_in) : offsetof(struct sockaddr_in6, sin6_scope_id);
+    if ((int)length < 0 || length > sizeof(struct sockaddr_storage))
+        return fail(EINVAL);
+    if (length && !memory_reads(address, length))
+        return fail(EFAULT);
+    return fail(length >= needed && address->sa_family != sock->family ? EAFNOSUPPORT : EINVAL);
+}
+
 static int name(int fd, struct sockaddr *address, socklen_t *length, bool peer)
 {
     struct sock *sock = fdtable_companion(fd) ? fdtable_get(fd) : NULL;
@@ -882,7 +902,7 @@ static int name(int fd, struct sockaddr *address, socklen_t *length, bool peer)
         socklen_t room = memory_reads(length, sizeof *length) ? *length : 0;
         int result = (peer ? real.getpeername : real.getsockname)(fd, address, length);
         /* Only an AF_UNIX socket can be a companion from elsewhere, and the family is the first field of any answer. */
-        if (result < 0 || (room >= sizeof address->sa_family && address->sa_family != AF_UNIX) || !(sock = handover_adopt(fd)))
+        if (result < 0 || (room >= sizeof address->sa_family && address->sa_family != AF_UNIX) || (!(sock = handover_adopt(fd)) && !(sock = exchanged(fd))))
             return result;
         *length = room;
     }

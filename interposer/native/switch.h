@@ -13,6 +13,8 @@ int switch_socket(int domain, int type, int protocol);
 int switch_listen(int fd, int backlog);
 int switch_connect(int fd, const struct sockaddr *address, socklen_t length);
 int switch_accept(int fd, struct sockaddr *address, socklen_t *length, int flags, bool plain);
+/* bind() on a connection: in vain, for whatever reason TCP has. */
+int switch_bind(const struct sock *sock, const struct sockaddr *address, socklen_t length);
 int switch_getsockname(int fd, struct sockaddr *address, socklen_t *length);
 int switch_getpeername(int fd, struct sockaddr *address, socklen_t *length);
 /* Before this process waits on a listener, or accepts: one that others may serve too (SOCK_INHERITED) is decided now. */

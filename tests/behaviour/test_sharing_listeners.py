@@ -289,8 +289,8 @@ os.execv(PYTHON, worker(listener.fileno(), "poll"))
 
 @pytest.mark.parametrize("why", ["effective user", "no /proc"])
 def test_exec_where_the_switch_cannot_follow(yard: Yard, why: str) -> None:
-    """S23, T4, X3: the loader preloads nothing where real and effective user differ, and without /proc a program does not
-    find what was handed on: its clients go by TCP, and none waits."""
+    """S23, T4, X3: the loader preloads nothing where real and effective user differ, and without /proc nothing
+    is found that was handed on: clients go by TCP, and none waits."""
     how = {
         "effective user": "os.setresuid(0, 65534, 0)",
         "no /proc": "import ctypes\nlibc = ctypes.CDLL(None)\nassert libc.unshare(0x20000) == 0\n"

@@ -222,6 +222,17 @@ def test_bind_other_loopback_then_connect(world: World) -> None:
     world.proves(fd, accepted)
 
 
+def test_bind_on_a_connection(world: World) -> None:
+    """T12, S16: whatever is bound, in whatever family and length, TCP's errno."""
+    fd, accepted = world.pair()
+    for actor, end in ((world.client, fd), (world.server, accepted)):
+        for family in (socket.AF_INET, socket.AF_UNIX, socket.AF_INET6):
+            for length in (-1, 0, 2, 15, 16, 28, 128, 129):
+                actor.call("bind", end, Buffer(struct.pack("=H", family) + bytes(126)), length)
+        actor.call("bind", end, 8, 16)
+        actor.getsockname(end)
+
+
 def test_bind_wildcard_then_connect(world: World) -> None:
     """S12, S26: bound to the wildcard, the socket gets a concrete address at connect."""
     client = world.client
