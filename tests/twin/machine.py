@@ -547,7 +547,7 @@ class Programs(RuleBasedStateMachine):
         if picked is None:
             return
         process, epfd, epoll = picked
-        shared = len({holder.name for holder, _ in self.model.everywhere(epoll)}) > 1   # a listener's would be missed
+        shared = epoll.references > 1   # a listener's registration through another descriptor is not known
         fds = [
             fd
             for fd, each in process.fds.items()
