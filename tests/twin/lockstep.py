@@ -103,6 +103,11 @@ class OracleFailed(Exception):
     """The program does not do on TCP what its author thought: no fault of the switch."""
 
 
+class Coincidence(Exception):
+    """TCP gave a port that another socket of the program has too, at another address: the record could not tell them
+    apart."""
+
+
 class Twin:
     """One world of a lockstep."""
 
@@ -114,6 +119,8 @@ class Twin:
         self.waiting: dict[str, int] = {}
         """TCP connections in the queue of the listener of each named port."""
         self.targets: dict[tuple[int, int], str] = {}
+        self.sources: set[int] = set()
+        """Ports that TCP chose for connecting sockets."""
         self.compared = 0
         self.carried = 0
         """Connections that were made by a companion."""
@@ -159,7 +166,10 @@ class Twin:
     def _learn(self, actor: Actor, fd: int, name: str) -> None:
         answer = actor.raw("libc:getsockname", fd, Buffer(bytes(28)), Buffer((28).to_bytes(4, "little")))
         address = puppet.unpack_address(answer.memory[0])
-        self.ports[name] = address[1] if isinstance(address, tuple) else 0
+        port = address[1] if isinstance(address, tuple) else 0
+        if port in self.sources or port in self.ports.values():
+            raise Coincidence
+        self.ports[name] = port
         self.waiting[name] = 0
 
     def _arrives(self, actor: Actor, fd: int, size: int, events: int) -> Any:
@@ -177,6 +187,11 @@ class Twin:
         if domain == socket.AF_UNIX:
             self.carried += 1
             return None
+        answer = actor.raw("libc:getsockname", fd, Buffer(bytes(28)), Buffer((28).to_bytes(4, "little")))
+        port = puppet.unpack_address(answer.memory[0])[1]
+        if port in self.sources or port in self.ports.values():
+            raise Coincidence
+        self.sources.add(port)
         name = self.targets.get((actor.pid, fd), "")
         self.waiting[name] = self.waiting.get(name, 0) + 1
         server = self.actors[listening]
@@ -254,6 +269,7 @@ class Twin:
         self.ports.clear()
         self.waiting.clear()
         self.targets.clear()
+        self.sources.clear()
         self.compared = 0
         for name, actor in self.actors.items():
             left = os.listdir(f"/proc/{actor.pid}/fd")

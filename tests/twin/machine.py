@@ -11,9 +11,10 @@ import socket
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from hypothesis import reject
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
-from lockstep import Difference, Fill, Lockstep, OracleFailed, Step
+from lockstep import Coincidence, Difference, Fill, Lockstep, OracleFailed, Step
 from model import RDHUP, Description, End, Model, Process
 
 DONTWAIT, PEEK, WAITALL, TRUNC, NOSIGNAL = (
@@ -91,6 +92,8 @@ class Programs(RuleBasedStateMachine):
         cls.steps += 1
         try:
             return self.lock.run(Step(process.name, call, arguments))
+        except Coincidence:
+            reject()
         except BaseException as error:
             if not cls.failure:
                 print(f"found, and now shrunk: {error}", flush=True)
