@@ -11,7 +11,6 @@ import socket
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from hypothesis import reject
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from lockstep import Coincidence, Difference, Fill, Lockstep, OracleFailed, Step
@@ -93,7 +92,7 @@ class Programs(RuleBasedStateMachine):
         try:
             return self.lock.run(Step(process.name, call, arguments))
         except Coincidence:
-            reject()
+            return self.lock.again()
         except BaseException as error:
             if not cls.failure:
                 print(f"found, and now shrunk: {error}", flush=True)
