@@ -144,9 +144,11 @@ struct sock *fdtable_new(int fd, int family, enum sock_phase phase)
 
 static void drop_alias(struct sock *sock, int fd)
 {
+    int saved = errno;                 /* an epoll that is known here may be gone */
     readiness_forget_alias(sock, fd);
     atomic_fetch_sub(&sock->aliases, 1);
     sock_put(sock);
+    errno = saved;
 }
 
 void fdtable_alias(int fd, struct sock *sock)

@@ -1,0 +1,71 @@
+"""Programs that the generator found to differ once, in the form in which it printed them."""
+
+from __future__ import annotations
+
+import pytest
+from lockstep import parse, replay
+
+FOUND = {
+    "T12: shutdown() of a listener with a wrong word": """
+        client.socket(2, 1, 0)
+        client.listen(3, 8)
+        client.shutdown(3, 7)
+    """,
+    "T12: shutdown() of a listener by two": """
+        client.socket(2, 1, 0)
+        client.listen(3, 8)
+        client.fork('client1')
+        client.shutdown(3, 0)
+        client1.shutdown(3, 0)
+    """,
+    "T9: shutdown() after the listener with the connection in its queue has gone": """
+        server.socket(2, 1, 0)
+        client.socket(2, 1, 0)
+        client.bind(3, ('127.0.0.1', 0))
+        client.listen(3, 8)
+        client.learn(3, 'p1')
+        server.connect(3, ('127.0.0.1', 'p1'))
+        server.queued(3, 'client', 3)
+        client.close(3)
+        server.arrives(3, 0, 8192)
+        server.getpeername(3)
+        server.shutdown(3, 1)
+    """,
+    "T4: connect() again in the program that inherits the connection": """
+        client.socket(2, 1, 0)
+        client.bind(3, ('127.0.0.1', 0))
+        client.listen(3, 8)
+        client.learn(3, 'p1')
+        client.socket(2, 1, 0)
+        client.connect(4, ('127.0.0.1', 'p1'))
+        client.queued(4, 'client', 3)
+        client.accept(3)
+        client.exec()
+        client.connect(4, ('127.0.0.1', 'p1'))
+    """,
+    "T6: IPV6_V6ONLY of an accepted connection": """
+        server.socket(10, 1, 0)
+        server.bind(3, ('::', 0))
+        server.listen(3, 8)
+        server.learn(3, 'p1')
+        client.socket(10, 1, 0)
+        client.connect(3, ('::1', 'p1'))
+        client.queued(3, 'server', 3)
+        server.accept(3)
+        server.getsockopt(4, 41, 26, 4)
+    """,
+    "T12: close() of a descriptor that is known to an epoll that has gone": """
+        server.socket(2, 1, 0)
+        server.epoll_create()
+        server.epoll_ctl(4, 1, 3, 1)
+        server.close(4)
+        server.dup(3)
+        server.close(3)
+    """,
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_found(name: str) -> None:
+    """T4, T6, T9, T12: it sees the same in all four worlds now."""
+    replay(parse(FOUND[name]))
