@@ -892,7 +892,11 @@ int switch_bind(const struct sock *sock, const struct sockaddr *address, socklen
         return fail(EINVAL);
     if (length && !memory_reads(address, length))
         return fail(EFAULT);
-    return fail(length >= needed && address->sa_family != sock->family ? EAFNOSUPPORT : EINVAL);
+    if (length < needed || address->sa_family == sock->family)
+        return fail(EINVAL);
+    const struct sockaddr_in *v4 = (const struct sockaddr_in *)(const void *)address;   /* old programs say no family */
+    bool any = sock->family == AF_INET && v4->sin_family == AF_UNSPEC && v4->sin_addr.s_addr == INADDR_ANY;
+    return fail(any ? EINVAL : EAFNOSUPPORT);
 }
 
 static int name(int fd, struct sockaddr *address, socklen_t *length, bool peer)

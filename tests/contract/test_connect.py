@@ -226,7 +226,7 @@ def test_bind_on_a_connection(world: World) -> None:
     """T12, S16: whatever is bound, in whatever family and length, TCP's errno."""
     fd, accepted = world.pair()
     for actor, end in ((world.client, fd), (world.server, accepted)):
-        for family in (socket.AF_INET, socket.AF_UNIX, socket.AF_INET6):
+        for family in (socket.AF_UNSPEC, socket.AF_INET, socket.AF_UNIX, socket.AF_INET6):
             for length in (-1, 0, 2, 15, 16, 28, 128, 129):
                 actor.call("bind", end, Buffer(struct.pack("=H", family) + bytes(126)), length)
         actor.call("bind", end, 8, 16)
