@@ -255,7 +255,9 @@ static bool replace(int fd, struct sock *sock, void *context)
 static bool is_over(const struct sock *sock, int fd)
 {
     struct pollfd look = {fd, 0, 0};
-    if (real.poll(&look, 1, 0) != 1)
+    int saved = errno, count = real.poll(&look, 1, 0);
+    errno = saved;
+    if (count != 1)
         return false;
     return look.revents & POLLERR ||
            (sock->shut_write && !sock_is_slow(sock, SLOW_SHUT_READ) && look.revents & POLLHUP);
