@@ -617,13 +617,15 @@ static int ctl_listener(struct sock *sock, int epfd, int operation, int fd, stru
         for (int i = 0; i < sock->ncompanions; i++)
             real.epoll_ctl(epfd, EPOLL_CTL_DEL, companion_poll_fd(sock, i), NULL);
     int result = real.epoll_ctl(epfd, operation, via, event);
-    /* An epoll that was duplicated is known by another number. */
+    /* An epoll that was duplicated is known by another number. What is known of another alias there is not fd's. */
     bool recorded = false;
-    for (int i = 0; i < count && result < 0 && errno == ENOENT; i++)
+    for (int i = 0; i < count && result < 0 && errno == ENOENT; i++) {
+        recorded |= all[i].epfd == epfd;
         if (all[i].epfd >= 0 && all[i].fd == fd) {
             recorded = true;
             result = real.epoll_ctl(epfd, operation, all[i].via, event);
         }
+    }
     if (!recorded && result < 0 && errno == ENOENT && sock->epoll >= 0)
         result = real.epoll_ctl(epfd, operation, sock->epoll, event);
     if (!recorded && result < 0 && errno == ENOENT && sock->epoll_old >= 0)

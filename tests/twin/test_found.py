@@ -62,10 +62,21 @@ FOUND = {
         server.dup(3)
         server.close(3)
     """,
+    "T3, T12: EPOLL_CTL_MOD of a listener's alias where only another alias is registered": """
+        client.socket(2, 1, 0)
+        client.bind(3, ('127.0.0.1', 0))
+        client.listen(3, 8)
+        client.learn(3, 'p1')
+        client.dup(3)
+        client.epoll_create()
+        client.epoll_ctl(5, 1, 3, 1)
+        client.epoll_ctl(5, 3, 4, 1)
+        client.epoll_ctl(5, 2, 4, 1)
+    """,
 }
 
 
 @pytest.mark.parametrize("name", FOUND)
 def test_found(name: str) -> None:
-    """T4, T6, T9, T12: it sees the same in all four worlds now."""
+    """T3, T4, T6, T9, T12: it sees the same in all four worlds now."""
     replay(parse(FOUND[name]))
