@@ -35,7 +35,9 @@ static int64_t until;                  /* what is known holds so long */
 static _Atomic int lock;
 static _Atomic int64_t no_port_until;  /* no port is sought before */
 static _Atomic uint32_t turn;
-static _Atomic uint32_t seed;
+/* A walk over the whole half from a random place, in steps that share no divisor with its size: a port comes again only
+ * when all others have been tried, as TIME_WAIT would have it. */
+static uint32_t seed, stride, places;  /* seed 0: none yet */
 
 void ports_after_fork_child(void)
 {
@@ -87,6 +89,28 @@ static struct range upper_half(void)
     return (struct range){(uint16_t)both, (uint16_t)(both >> 16)};
 }
 
+static uint32_t common_divisor(uint32_t one, uint32_t other)
+{
+    while (other) {
+        uint32_t rest = one % other;
+        one = other;
+        other = rest;
+    }
+    return one;
+}
+
+static void begin_walk(uint32_t size)
+{
+    uint32_t random[2];
+    if (getrandom(random, sizeof random, GRND_NONBLOCK) < 0)
+        random[0] = random[1] = (uint32_t)lifecycle_pid * 2654435761u;
+    seed = random[0] | 1;
+    stride = random[1] % size + 1;
+    while (common_divisor(stride, size) != 1)
+        stride = stride % size + 1;
+    places = size;
+}
+
 /* Another one each time, and in each process; 0: the kernel is to choose. */
 static uint16_t choose(struct range *half)
 {
@@ -96,15 +120,11 @@ static uint16_t choose(struct range *half)
         learn();
     *half = upper_half();
     bool known = nreserved >= 0 && !lifecycle_moved;
-    uint32_t start = seed;
-    if (!start) {
-        if (getrandom(&start, sizeof start, GRND_NONBLOCK) < 0)
-            start = (uint32_t)lifecycle_pid * 2654435761u;
-        seed = start |= 1;
-    }
-    uint32_t hash = (start + atomic_fetch_add_explicit(&turn, 1, memory_order_relaxed)) * 2654435761u;
-    hash = (hash ^ hash >> 15) * 2246822519u;
-    uint32_t port = half->first + (uint32_t)((uint64_t)(hash ^ hash >> 13) * (half->last - half->first + 1u) >> 32);
+    uint32_t size = half->last - half->first + 1u;
+    if (!seed || size != places)
+        begin_walk(size);
+    uint64_t step = (uint64_t)atomic_fetch_add_explicit(&turn, 1, memory_order_relaxed) % size * stride;
+    uint32_t port = half->first + (uint32_t)((seed + step) % size);
     for (int i = 0; known && i < nreserved; i++)
         known = port < reserved[i].first || port > reserved[i].last;
     atomic_store_explicit(&lock, 0, memory_order_release);

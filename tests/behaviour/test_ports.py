@@ -65,3 +65,19 @@ def test_nothing_waits_after_the_end(san: World) -> None:
         san.server.close(accepted)
     shown = subprocess.run(["ss", "-Htan"], capture_output=True, text=True, check=True, timeout=10).stdout.splitlines()
     assert len(shown) == 1, shown
+
+
+def test_a_port_comes_again_last(san: World) -> None:
+    """X6, T8: a closed connection's port is taken again only when all the others were, as after TIME_WAIT."""
+    listener, address = san.listener(port=30000)
+    used = []
+    for _ in range(2 * (LAST - UPPER + 1)):
+        fd = san.client.socket()
+        assert san.client.connect(fd, address) == 0
+        assert companion_name(san.client, fd)
+        used.append(san.client.getsockname(fd)[1])
+        accepted, _ = san.server.accept(listener)
+        san.client.close(fd)
+        san.server.close(accepted)
+    half = len(used) // 2
+    assert used[:half] == used[half:] and len(set(used)) == half
