@@ -117,24 +117,40 @@ static int set_up(struct sock *sock, struct companion *companion, const struct e
     return error;
 }
 
+_Atomic uint32_t companion_swaps;      /* counts the beginnings and the ends of exchanges */
+
 struct swap {
     struct sock *sock;
-    int with, now, sure;
+    int fd, with, now;
+    bool sure;                         /* `now` was made of fd a moment ago */
     int error;
 };
 
+static bool swap_alias(int fd, const struct swap *swap)
+{
+    int flags = real.fcntl(fd, F_GETFD, 0);
+    return flags >= 0 && real.dup3(swap->with, fd, flags & FD_CLOEXEC ? O_CLOEXEC : 0) >= 0;
+}
+
+/* Another thread may be closing an alias. */
 static bool replace_alias(int fd, struct sock *sock, void *context)
 {
     struct swap *swap = context;
     if (sock != swap->sock)
         return true;
-    if (fd != swap->sure && !fdtable_same_file(fd, swap->now)) {
+    if ((fd != swap->fd || !swap->sure) && !fdtable_same_file(fd, swap->now))
         fdtable_drop(fd);
-        return true;
-    }
-    int flags = real.fcntl(fd, F_GETFD, 0);
-    if (flags < 0 || real.dup3(swap->with, fd, flags & FD_CLOEXEC ? O_CLOEXEC : 0) < 0)
+    else if (!swap_alias(fd, swap) && fd == swap->fd)
         swap->error = -EBADF;
+    return true;
+}
+
+/* Another thread, or a signal handler, may have made an alias meanwhile. */
+static bool replace_late_alias(int fd, struct sock *sock, void *context)
+{
+    struct swap *swap = context;
+    if (sock == swap->sock && fdtable_same_file(fd, swap->now))
+        swap_alias(fd, swap);
     return true;
 }
 
@@ -162,18 +178,24 @@ int companion_copy_flags(const struct sock *sock, int from, int to, bool fresh)
 
 int companion_put_under(struct sock *sock, int fd, int with, int now, bool keep)
 {
-    /* `now` was made of fd a moment ago, unless another thread completes the connect. */
-    struct swap swap = {sock, with, now, sock->connecting ? -1 : fd, 0};
+    struct swap swap = {sock, fd, with, now, !sock->connecting, 0};   /* another thread may complete that connect */
+    bool alone = atomic_load(&sock->aliases) == 1 && fdtable_peek(fd) == sock;
+    atomic_fetch_add(&connecting_count, !alone);   /* so that no other thread closes an alias between two looks at it */
     bool held = connecting_hold_if_any();
     int flags = companion_copy_flags(sock, fd, with, !keep);
     sock->announce = flags & O_NONBLOCK;
     readiness_before_swap(sock);
-    if (atomic_load(&sock->aliases) == 1 && fdtable_peek(fd) == sock)
+    atomic_fetch_add(&companion_swaps, 1);
+    if (alone)
         replace_alias(fd, sock, &swap);
     else
         fdtable_each(0, ~0u, replace_alias, &swap);
+    atomic_fetch_add(&companion_swaps, 1);
+    if (atomic_load(&sock->aliases) != 1)
+        fdtable_each(0, ~0u, replace_late_alias, &swap);
     readiness_after_swap(sock, keep);
     connecting_let_go(held);
+    atomic_fetch_sub(&connecting_count, !alone);
     if (flags & O_ASYNC && sock->signals) {   /* again: the signal tells the number of the call that switched it on */
         real.fcntl(fd, F_SETFL, flags & O_NONBLOCK);
         real.fcntl(fd, F_SETFL, flags & (O_NONBLOCK | O_ASYNC));

@@ -20,6 +20,7 @@ void companion_unbind(struct sock *sock, int fd);
 void companion_abandon(struct sock *sock);
 /* Puts the file of `with` under every descriptor of the socket that still holds that of `now`, with their status flags.
  * `keep`: its registrations in epolls stay recorded, because another exchange may follow. */
+extern _Atomic uint32_t companion_swaps;   /* changes while and after such an exchange: who made an alias looks again */
 int companion_put_under(struct sock *sock, int fd, int with, int now, bool keep);
 /* Gives `to` the status flags of `from`, and where the program has set them, the owner and the signal; `to` may be fresh, so
  * non-blocking. Returns the flags. */

@@ -1040,7 +1040,8 @@ int switch_close_range(unsigned first, unsigned last, int flags)
     return gap.result;
 }
 
-static void duplicated(int from, int to)
+/* `swaps`: as they were before. */
+static void duplicated(int from, int to, uint32_t swaps)
 {
     if (to < 0 || from == to || lifecycle_borrowed())
         return;
@@ -1052,6 +1053,11 @@ static void duplicated(int from, int to)
         return;
     }
     fdtable_alias(to, sock);
+    /* Another thread has exchanged a socket meanwhile, perhaps this one, and did not know of the alias. */
+    int saved = errno;
+    if (atomic_load(&companion_swaps) != swaps && !fdtable_same_file(from, to))
+        real.dup3(from, to, real.fcntl(to, F_GETFD, 0) & FD_CLOEXEC ? O_CLOEXEC : 0);
+    errno = saved;
     stats_row_copy(from, to);
     sock_put(sock);
 }
@@ -1059,13 +1065,14 @@ static void duplicated(int from, int to)
 int switch_dup(int from, int command, long argument)
 {
     bool held = connecting_hold_if_any();
+    uint32_t swaps = atomic_load(&companion_swaps);
     int result, saved = errno;
     do
         result = command < 0 ? real.dup(from) : real.fcntl(from, command, argument);
     while (result < 0 && errno == EMFILE && hidden_reclaim());
     if (result >= 0)
         errno = saved;
-    duplicated(from, result);
+    duplicated(from, result, swaps);
     connecting_let_go(held);
     return result;
 }
@@ -1075,8 +1082,9 @@ int switch_dup2(int from, int to, int flags, bool three)
     if (hidden_is(to) && from != to && !lifecycle_borrowed())
         return fail(EBADF);            /* as if the number were beyond the limit */
     bool held = connecting_hold_if_any();
+    uint32_t swaps = atomic_load(&companion_swaps);
     int result = three ? real.dup3(from, to, flags) : real.dup2(from, to);
-    duplicated(from, result);
+    duplicated(from, result, swaps);
     connecting_let_go(held);
     return result;
 }

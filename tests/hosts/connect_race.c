@@ -1,11 +1,14 @@
-/* Two threads connect one socket at one moment, many times. Prints how often not exactly one of them succeeded, how often
- * the listener got another number of connections than one, and how often the socket carried nothing afterwards. */
+/* Two threads connect one socket at one moment, many times; or, with an argument, one connects it while the other makes
+ * and closes copies of it. Prints how often not exactly one of them connected, how often the listener got another number
+ * of connections than one, and how often the socket, or the last copy, carried nothing afterwards. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <sys/socket.h>
@@ -15,7 +18,8 @@
 
 static pthread_barrier_t line;
 static struct sockaddr_in at = {.sin_family = AF_INET};
-static int fd, results[2];
+static int fd, copy, results[2];
+static _Atomic bool connected;
 
 static void *join(void *which)
 {
@@ -24,8 +28,34 @@ static void *join(void *which)
     return NULL;
 }
 
-int main(void)
+static void *connects(void *unused)
 {
+    join(unused);
+    connected = true;
+    return NULL;
+}
+
+static void *copies(void *unused)
+{
+    pthread_barrier_wait(&line);
+    while (!connected) {
+        close(copy);
+        copy = dup(fd);
+    }
+    results[1] = -1;
+    return unused;
+}
+
+static bool carries(int from, int to)
+{
+    char c = 0;
+    return send(from, "x", 1, MSG_NOSIGNAL) == 1 && recv(to, &c, 1, 0) == 1 && c == 'x';
+}
+
+int main(int argc, char **argv)
+{
+    void *(*const join_twice[2])(void *) = {join, join}, *(*const join_and_copy[2])(void *) = {connects, copies};
+    void *(*const *bodies)(void *) = argc > 1 ? join_and_copy : join_twice;
     int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), odd = 0, extra = 0, dead = 0;
     socklen_t length = sizeof at;
     at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
@@ -36,19 +66,22 @@ int main(void)
     for (int round = 0; round < ROUNDS; round++) {
         pthread_t threads[2];
         fd = socket(AF_INET, SOCK_STREAM, 0);
+        copy = dup(fd);
+        connected = false;
         for (uintptr_t i = 0; i < 2; i++)
-            pthread_create(&threads[i], NULL, join, (void *)i);
+            pthread_create(&threads[i], NULL, bodies[i], (void *)i);
         for (int i = 0; i < 2; i++)
             pthread_join(threads[i], NULL);
         odd += (results[0] == 0) == (results[1] == 0);
         struct pollfd look = {listener, POLLIN, 0};
-        char c = 0;
         int accepted = poll(&look, 1, 5000) == 1 ? accept(listener, NULL, NULL) : -1;
-        dead += send(fd, "x", 1, MSG_NOSIGNAL) != 1 || recv(accepted, &c, 1, 0) != 1 || c != 'x';
+        dead += !carries(fd, accepted) || !carries(copy, accepted);
         extra += poll(&look, 1, 0) != 0;
         close(accepted);
+        close(copy);
         close(fd);
     }
+    (void)argv;
     printf("%d %d %d\n", odd, extra, dead);
     return 0;
 }
