@@ -165,7 +165,7 @@ int hook_fcntl(int fd, int command, long argument)
         return switch_dup(fd, command, argument);
     if (!sock)
         return real.fcntl(fd, command, argument);
-    if (sock_phase(sock) == SOCK_LISTENING)
+    if (sock_phase(sock) == SOCK_LISTENING && !companion_is_shut(sock))
         return switch_fcntl(sock, fd, command, argument);
     if (command == F_SETOWN || command == F_SETOWN_EX || command == F_SETSIG)
         sock->signals = true;
@@ -185,9 +185,9 @@ int hook_ioctl(int fd, unsigned long request, void *argument)
     if (fdtable_companion(fd))
         return options_ioctl(sock, fd, request, argument);
     int result = real.ioctl(fd, request, argument);
-    if (result == 0 && request == FIONBIO && sock_phase(sock) == SOCK_LISTENING) {
-        sock->nonblocking = *(int *)argument;
-        if (!sock->nonblocking && !sock->foreign) {      /* the program's view; the listener itself stays non-blocking */
+    if (result == 0 && request == FIONBIO && sock_phase(sock) == SOCK_LISTENING && !companion_is_shut(sock)) {
+        companion_set_nonblocking(sock, *(int *)argument);
+        if (!*(int *)argument && !sock->foreign) {       /* the program's view; the listener itself stays non-blocking */
             int on = 1;
             real.ioctl(fd, request, &on);
         }
@@ -415,7 +415,7 @@ int hook_pselect(int count, fd_set *in, fd_set *out, fd_set *except, const struc
 int hook_epoll_ctl(int epfd, int operation, int fd, struct epoll_event *event)
 {
     struct sock *sock = fdtable_peek(fd);
-    if (sock && sock_phase(sock) == SOCK_CONNECTED)
+    if (sock && sock_phase(sock) == SOCK_CONNECTED && operation != EPOLL_CTL_DEL)
         atomic_store_explicit(&sock->in_epoll, true, memory_order_relaxed);
     if (!sock) {
         int saved = errno, result = real.epoll_ctl(epfd, operation, fd, event);

@@ -25,9 +25,13 @@
 #define SO_NETNS_COOKIE 71
 #endif
 
-#define SERVED_SIZE 4096
+/* What forked processes share of a listener: a word on a page of theirs, its number above, COMMON_* below. A listener whose
+ * word another has taken is each process's own. The first word counts. */
+#define COMMON_WORDS 4096
+#define COMMON_TRIES 64
+enum { COMMON_WAITED = 1, COMMON_ACCEPTED = 2, COMMON_NONBLOCKING = 4, COMMON_SHUT = 8 };
 
-static _Atomic uint8_t *served_page;   /* shared with forked processes; its first bytes count */
+static _Atomic(_Atomic uint64_t *) common_page;
 
 static int reason_of(int error)
 {
@@ -383,12 +387,97 @@ void companion_abandon(struct sock *sock)
     companion->provider->wsp_close_socket(companion->descriptor);
 }
 
-/* One byte for each listener, shared with all forked processes: has any of them waited on it, or called accept()? */
-enum { SERVED_BY_WAITING = 1, SERVED_BY_ACCEPTING = 2 };
-
-static _Atomic uint8_t *served_byte(const struct sock *sock)
+static _Atomic uint64_t *common_place(uint32_t number)
 {
-    return served_page ? &served_page[sock->served] : NULL;
+    return &atomic_load_explicit(&common_page, memory_order_relaxed)[1 + number % (COMMON_WORDS - 1)];
+}
+
+/* The word, or `otherwise` where there is none. */
+static uint32_t common(const struct sock *sock, uint32_t otherwise)
+{
+    uint32_t number = atomic_load_explicit(&sock->common, memory_order_relaxed);
+    uint64_t word = number ? atomic_load_explicit(common_place(number), memory_order_relaxed) : 0;
+    return word >> 32 == number && number ? (uint32_t)word : otherwise;
+}
+
+static void change_common(const struct sock *sock, uint32_t clear, uint32_t set)
+{
+    uint32_t number = atomic_load_explicit(&sock->common, memory_order_relaxed);
+    uint64_t word = number ? atomic_load(common_place(number)) : 0;
+    while (number && word >> 32 == number &&
+           !atomic_compare_exchange_weak(common_place(number), &word, (word & ~(uint64_t)clear) | set))
+        continue;
+}
+
+static _Atomic uint64_t *get_common_page(void)
+{
+    _Atomic uint64_t *page = atomic_load(&common_page), *none = NULL;
+    size_t size = COMMON_WORDS * sizeof *page;
+    if (page)
+        return page;
+    page = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (page == MAP_FAILED)
+        return NULL;
+    if (atomic_compare_exchange_strong(&common_page, &none, page))
+        return page;
+    munmap((void *)(uintptr_t)page, size);
+    return none;
+}
+
+/* Where no other process can know the listener, its word is the next one's. */
+static void give_common(struct sock *sock)
+{
+    uint32_t number = atomic_exchange(&sock->common, 0);
+    uint64_t word = number ? atomic_load(common_place(number)) : 0;
+    if (number && word >> 32 == number && sock->fork_count == lifecycle_forks())
+        atomic_compare_exchange_strong(common_place(number), &word, 0);
+}
+
+/* Where all words are taken, another listener's. */
+static void take_common(struct sock *sock)
+{
+    _Atomic uint64_t *page = get_common_page();
+    uint32_t number = 0;
+    give_common(sock);
+    for (int tries = 0; page && tries < COMMON_TRIES; tries++) {
+        uint64_t nobody = 0;
+        do
+            number = (uint32_t)atomic_fetch_add(page, 1);
+        while (!number);
+        if (atomic_compare_exchange_strong(common_place(number), &nobody, (uint64_t)number << 32))
+            break;
+        if (tries == COMMON_TRIES - 1)
+            atomic_store(common_place(number), (uint64_t)number << 32);
+    }
+    atomic_store(&sock->common, number);
+    companion_set_nonblocking(sock, sock->nonblocking);
+}
+
+bool companion_is_nonblocking(const struct sock *sock)
+{
+    return common(sock, sock->nonblocking ? COMMON_NONBLOCKING : 0) & COMMON_NONBLOCKING;
+}
+
+void companion_set_nonblocking(struct sock *sock, bool on)
+{
+    sock->nonblocking = on;
+    change_common(sock, COMMON_NONBLOCKING, on ? COMMON_NONBLOCKING : 0);
+}
+
+void companion_tell_shut(const struct sock *sock)
+{
+    change_common(sock, 0, COMMON_SHUT);
+}
+
+bool companion_is_shut(const struct sock *sock)
+{
+    return common(sock, 0) & COMMON_SHUT;
+}
+
+void companion_notice(struct sock *sock, int fd)
+{
+    if (companion_is_shut(sock))
+        companion_give_up(sock, fd, REASON_HANDED_ON);
 }
 
 static void announce(struct sock *sock, int fd)
@@ -404,43 +493,26 @@ static void announce(struct sock *sock, int fd)
 
 void companion_serve(struct sock *sock, int fd)
 {
-    _Atomic uint8_t *byte = served_byte(sock);
-    if (byte && !atomic_load_explicit(byte, memory_order_relaxed))
-        atomic_store_explicit(byte, SERVED_BY_WAITING, memory_order_relaxed);
+    if (!(common(sock, COMMON_WAITED) & COMMON_WAITED))
+        change_common(sock, 0, COMMON_WAITED);
     announce(sock, fd);
+    companion_notice(sock, fd);
 }
 
 void companion_mark_accepting(const struct sock *sock)
 {
-    _Atomic uint8_t *byte = served_byte(sock);
-    if (byte && atomic_load_explicit(byte, memory_order_relaxed) != SERVED_BY_ACCEPTING)
-        atomic_store_explicit(byte, SERVED_BY_ACCEPTING, memory_order_relaxed);
+    if (!(common(sock, COMMON_ACCEPTED) & COMMON_ACCEPTED))
+        change_common(sock, 0, COMMON_ACCEPTED);
 }
 
 bool companion_is_accepting(const struct sock *sock)
 {
-    _Atomic uint8_t *byte = served_byte(sock);
-    return !byte || atomic_load_explicit(byte, memory_order_relaxed) == SERVED_BY_ACCEPTING;
+    return common(sock, COMMON_ACCEPTED) & COMMON_ACCEPTED;
 }
 
 bool companion_is_served(const struct sock *sock)
 {
-    _Atomic uint8_t *byte = served_byte(sock);
-    return !byte || atomic_load_explicit(byte, memory_order_relaxed);
-}
-
-/* More listeners than bytes share them, which only keeps a companion that could have been given up. */
-static void reset_served(struct sock *sock)
-{
-    if (!served_page) {
-        void *page = mmap(NULL, SERVED_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-        if (page == MAP_FAILED)
-            return;
-        served_page = page;
-    }
-    _Atomic uint32_t *next = (_Atomic uint32_t *)(void *)served_page;
-    sock->served = (uint16_t)(sizeof *next + atomic_fetch_add(next, 1) % (SERVED_SIZE - sizeof *next));
-    atomic_store_explicit(served_byte(sock), 0, memory_order_relaxed);
+    return common(sock, COMMON_WAITED) & (COMMON_WAITED | COMMON_ACCEPTED);
 }
 
 static void learn_v6only(struct sock *sock, int fd)
@@ -457,8 +529,8 @@ static void learn_v6only(struct sock *sock, int fd)
 static void keep_from_blocking(struct sock *sock, int fd)
 {
     int flags = real.fcntl(fd, F_GETFL, 0);
-    sock->nonblocking = flags & O_NONBLOCK;
-    if (!sock->nonblocking && !sock->foreign)
+    companion_set_nonblocking(sock, flags & O_NONBLOCK);
+    if (!(flags & O_NONBLOCK) && !sock->foreign)
         real.fcntl(fd, F_SETFL, flags | O_NONBLOCK);
 }
 
@@ -471,7 +543,7 @@ int companion_listen(struct sock *sock, int fd, const struct verdict *verdict, i
         return -REASON_ADDRESS;
     learn_v6only(sock, fd);
     close_companions(sock);            /* of a listener that was shut down before */
-    reset_served(sock);
+    take_common(sock);
     sock->quiet = quiet;
     for (int i = 0; i < PROVIDERS_MAX && verdict->providers[i]; i++) {
         struct companion companion = {.provider = provider_by_id(verdict->providers[i])};
@@ -531,18 +603,18 @@ bool companion_take(struct sock *sock, int fd, int *fds, int count)
     if (!sock->ncompanions)
         return false;
     learn_v6only(sock, fd);
-    reset_served(sock);
+    take_common(sock);
     sock->quiet = true;                /* perhaps; this program may have an io_uring */
     return true;
 }
 
 bool companion_pass(const struct sock *sock, bool on)
 {
-    bool all = sock->ncompanions > 0;
+    bool all = sock->ncompanions > 0, nonblocking = companion_is_nonblocking(sock);
     for (int i = 0; i < sock->ncompanions; i++) {
         const struct companion *companion = &sock->companions[i];
         all = all && companion->provider->wsp_pass &&
-              companion->provider->wsp_pass(companion->descriptor, on, sock->nonblocking) == 0;
+              companion->provider->wsp_pass(companion->descriptor, on, nonblocking) == 0;
     }
     return all;
 }
@@ -602,8 +674,9 @@ void companion_silence(struct sock *sock)
 
 void companion_leave(struct sock *sock, int fd)
 {
+    bool cleared = companion_is_shut(sock) && sock_phase(sock) != SOCK_DECIDING;   /* by who has shut it */
     readiness_abandon_listener(sock);
-    if (!sock->nonblocking && !sock->foreign) {
+    if (!cleared && !companion_is_nonblocking(sock) && !sock->foreign) {
         int flags = real.fcntl(fd, F_GETFL, 0);
         if (flags >= 0)
             real.fcntl(fd, F_SETFL, flags & ~O_NONBLOCK);
@@ -666,6 +739,7 @@ void companion_dispose(struct sock *sock)
 {
     int saved = errno;                 /* the close() that led here has succeeded */
     close_companions(sock);
+    give_common(sock);
     connecting_dispose(sock);
     companion_stop_moving(&sock->moving);
     readiness_dispose(sock);

@@ -49,8 +49,15 @@ void companion_backlog(struct sock *sock, int backlog);
 void companion_option(struct sock *sock, int level, int name, const void *value, socklen_t length);
 /* The TCP listener stands alone in the program's epolls again, with its own O_NONBLOCK. */
 void companion_leave(struct sock *sock, int fd);
+/* The program's view of a listener's O_NONBLOCK, which it shares with forked processes. */
+bool companion_is_nonblocking(const struct sock *sock);
+void companion_set_nonblocking(struct sock *sock, bool on);
+/* The listener was shut down: whoever shares it finds that out by companion_notice(), which leaves it to TCP. */
+void companion_tell_shut(const struct sock *sock);
+bool companion_is_shut(const struct sock *sock);
+void companion_notice(struct sock *sock, int fd);
 /* The program waits or accepts on the listener by a hooked call. Clients find its companions from here on; but a process
- * that has an io_uring by now gives them up. */
+ * that has an io_uring by now gives them up, and so does one that shares it with who has shut it down. */
 void companion_serve(struct sock *sock, int fd);
 /* It calls accept(). Who has only waited may leave that to another program. */
 void companion_mark_accepting(const struct sock *sock);

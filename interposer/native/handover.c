@@ -349,7 +349,7 @@ static bool is_interposed(const char *file, bool search, char *const environment
 /* The listener goes where its companions do not. */
 static void part(int fd, struct sock *sock)
 {
-    if (!sock->nonblocking && !sock->foreign)
+    if (!companion_is_nonblocking(sock) && !sock->foreign)
         real.fcntl(fd, F_SETFL, real.fcntl(fd, F_GETFL, 0) & ~O_NONBLOCK);
     if (!companion_is_accepting(sock)) {
         companion_silence(sock);

@@ -735,7 +735,7 @@ static int stand_in(const struct pollfd *entry)
 static bool is_listener(int fd)
 {
     struct sock *sock = fdtable_peek(fd);
-    return sock && sock_phase(sock) == SOCK_LISTENING;
+    return sock && sock_phase(sock) == SOCK_LISTENING && !companion_is_shut(sock);
 }
 
 /* Has the program shut its reading side? The kernel was not told (data.c), so it shows nothing. */

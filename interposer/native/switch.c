@@ -182,6 +182,8 @@ int switch_listen(int fd, int backlog)
     if (!sock) {
         sock = handover_tcp(fd);
     }
+    if (sock && sock_phase(sock) == SOCK_LISTENING)
+        companion_notice(sock, fd);
     errno = saved;
     bool ours = sock && begin(sock);
     int result = real.listen(fd, backlog);
@@ -462,6 +464,8 @@ int switch_connect(int fd, const struct sockaddr *address, socklen_t length)
 again:
     if (sock && sock_is_slow(sock, SLOW_CONNECTING))
         connecting_goes_on(sock);
+    if (sock && sock_phase(sock) == SOCK_LISTENING)
+        companion_notice(sock, fd);
     enum sock_phase phase = sock ? sock_phase(sock) : SOCK_FREE;
     int error = sock ? atomic_load_explicit(&sock->connect_error, memory_order_relaxed) : 0;
     if (error)
@@ -563,7 +567,8 @@ static int accept_real(int fd, struct sockaddr *address, socklen_t *length, int 
 /* Would accept() on the TCP listener block? Only after another program inherited it, with its O_NONBLOCK as it was. */
 static bool would_block(const struct sock *listener, int fd)
 {
-    if (sock_phase(listener) != SOCK_LISTENING || listener->nonblocking || real.fcntl(fd, F_GETFL, 0) & O_NONBLOCK)
+    if (sock_phase(listener) != SOCK_LISTENING || companion_is_nonblocking(listener) ||
+        real.fcntl(fd, F_GETFL, 0) & O_NONBLOCK)
         return false;
     struct pollfd ready = {fd, POLLIN, 0};
     return real.poll(&ready, 1, 0) == 0;
@@ -826,7 +831,8 @@ static int accept_held(struct sock **held, int fd, struct sockaddr *address, soc
         if (sock_phase(*held) != SOCK_LISTENING)
             break;
         companion_mark_accepting(*held);
-        if (!(*held)->nonblocking) {
+        bool nonblocking = companion_is_nonblocking(*held);
+        if (!nonblocking) {
             int waited = wait_for_connection(*held, fd, &deadline);
             if (waited < 0)
                 return waited;
@@ -839,7 +845,7 @@ static int accept_held(struct sock **held, int fd, struct sockaddr *address, soc
         pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
         int result = accept_any(*held, ready, fd, address, length, flags, plain);
         pthread_setcancelstate(cancel, NULL);
-        if (result != -EAGAIN || (*held)->nonblocking)
+        if (result != -EAGAIN || nonblocking)
             return result;
     }
     struct inherited inherited = inherited_from(*held);
@@ -962,7 +968,8 @@ int switch_shutdown(int fd, int how)
     } else {
         uint8_t listening = SOCK_LISTENING;
         if (how != SHUT_WR && atomic_compare_exchange_strong(&sock->phase, &listening, SOCK_DECIDING)) {
-            result = real.shutdown(fd, how);   /* first: who the companions wake looks at the listener */
+            companion_tell_shut(sock);         /* first: who is woken asks for it, and looks at the listener */
+            result = real.shutdown(fd, how);
             saved = result < 0 ? errno : saved;
             companion_silence(sock);
             companion_leave(sock, fd);
@@ -1095,11 +1102,11 @@ int switch_fcntl(struct sock *sock, int fd, int command, long argument)
     switch (command) {
     case F_GETFL:
         result = real.fcntl(fd, command, argument);
-        return result >= 0 && !sock->nonblocking ? result & ~O_NONBLOCK : result;
+        return result >= 0 && !companion_is_nonblocking(sock) ? result & ~O_NONBLOCK : result;
     case F_SETFL:
         result = real.fcntl(fd, command, sock->foreign ? argument : argument | O_NONBLOCK);
         if (result == 0) {
-            sock->nonblocking = argument & O_NONBLOCK;
+            companion_set_nonblocking(sock, argument & O_NONBLOCK);
             companion_signals(sock, fd, (int)argument);
         }
         return result;

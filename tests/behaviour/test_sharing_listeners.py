@@ -345,6 +345,32 @@ serve(listener)
     on_san(*yard.ask(), pid=server.pid)
 
 
+@pytest.mark.parametrize("keeps", [False, True])
+def test_flags_of_one_among_many(yard: Yard, keeps: bool) -> None:
+    """T3, T4: what a family knows of a listener outlives all those that a child makes and closes; where it keeps them,
+    a later listener begins afresh."""
+    program = f"""
+import fcntl
+first = listen(0)
+def flag(listener):
+    return bool(fcntl.fcntl(listener, fcntl.F_GETFL) & os.O_NONBLOCK)
+if os.fork() == 0:
+    first.setblocking(False)
+    kept = []
+    for number in range(60 if {keeps} else 4500):
+        kept.append(socket.socket())
+        kept[-1].setblocking(False)
+        kept[-1].listen()
+        if not {keeps}:
+            kept.clear()
+    os._exit(0)
+os.wait()
+second = listen(0)
+print(flag(first), flag(second))
+"""
+    assert yard.start(program).communicate(timeout=WAIT)[0] == "True False\n"
+
+
 def test_flags_follow(yard: Yard) -> None:
     """T3, T4: the next program finds a listener's O_NONBLOCK as the program before saw it."""
     for nonblocking in (False, True):

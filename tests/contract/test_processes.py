@@ -11,6 +11,8 @@ from puppet import Actor, Buffer, pack_address
 from world import LOOPBACK, World, companion_name
 
 IN = select.POLLIN
+ALL = select.POLLIN | select.POLLOUT | 0x2000
+F_GETFL, F_SETFL, FIONBIO = 3, 4, 0x5421
 
 
 def works(client: Actor, fd: int, server: Actor, accepted: int) -> None:
@@ -81,6 +83,65 @@ def test_prefork_waits(world: World, way: str) -> None:
         works(client, fd, worker, accepted)
         served += 1
     assert served == 3
+
+
+@pytest.mark.parametrize("way", ["fcntl", "ioctl"])
+def test_listener_flags_shared(world: World, way: str) -> None:
+    """T3, T4: O_NONBLOCK of a listener is everybody's who shares it, whoever sets it."""
+    client, server = world.client, world.server
+    listener, address = world.listener()
+    child = server.fork("child")
+    grandchild = child.fork("grandchild")
+
+    def switch(actor: Actor, on: bool) -> None:
+        if way == "fcntl":
+            actor.fcntl(listener, F_SETFL, os.O_NONBLOCK if on else 0)
+        else:
+            actor.ioctl(listener, FIONBIO, int(on))
+
+    sharers = (server, child, grandchild)
+    for setter in sharers:
+        switch(setter, True)
+        for actor in sharers:
+            assert actor.fcntl(listener, F_GETFL) == os.O_RDWR | os.O_NONBLOCK
+            assert actor.accept(listener) == "EAGAIN"
+        switch(setter, False)
+        assert [actor.fcntl(listener, F_GETFL) for actor in sharers] == [os.O_RDWR] * 3
+    pending = child.start_accept(listener)
+    assert pending.blocks()
+    switch(server, True)   # who waits goes on waiting
+    assert pending.blocks()
+    fd = client.socket()
+    client.connect(fd, address)
+    accepted, _ = pending.result()
+    world.proves(fd, accepted, server=child)
+
+
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("how", [socket.SHUT_RD, socket.SHUT_RDWR])
+def test_listener_shut_elsewhere(world: World, how: int, waits: bool) -> None:
+    """T2, T4, T9: poll() of who shares a listener shows that another has shut it, and who waits in it is woken."""
+    world.tcp_only()
+    server = world.server
+    listener, _ = world.listener()
+    child = server.fork("child")
+    server.poll([(listener, ALL)], 0)
+    pending = server.start_poll([(listener, IN)], 5000) if waits else None
+    assert not pending or pending.blocks()
+    child.shutdown(listener, how)
+    if pending:
+        pending.result()
+    for events in (ALL, IN, 0):
+        server.poll([(listener, events)], 0)
+    server.select(listener + 1, [listener], [listener], [listener], 0)
+    child.fcntl(listener, F_SETFL, os.O_NONBLOCK)
+    server.fcntl(listener, F_GETFL)
+    server.accept(listener)
+    server.shutdown(listener, how)
+    server.fcntl(listener, F_GETFL)
+    server.listen(listener, 5)
+    server.poll([(listener, ALL)], 0)
+    child.poll([(listener, ALL)], 0)
 
 
 def test_inherited_epoll(world: World) -> None:

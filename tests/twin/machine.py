@@ -397,9 +397,8 @@ class Programs(RuleBasedStateMachine):
         process, fd, description = picked
         if over(description):
             return
-        shared = len({holder.name for holder, _ in self.model.everywhere(description)}) > 1
-        if description.state == "listening" and (shared or description.pending):
-            return  # the others' poll() would not see it; who waits would see an end of file
+        if description.state == "listening" and description.pending:
+            return  # who waits would see an end of file
         answer = self.step(process, "shutdown", fd, int(how))
         if answer != 0:
             return
@@ -474,9 +473,6 @@ class Programs(RuleBasedStateMachine):
         if picked is None:
             return
         process, fd, description = picked
-        shared = len({holder.name for holder, _ in self.model.everywhere(description)}) > 1
-        if command == fcntl.F_SETFL and shared and description.state != "connected":   # a listener's is per process
-            return
         if command == fcntl.F_SETFL and description.kind == "socket":
             on = data.draw(st.booleans())
             if data.draw(st.booleans()):

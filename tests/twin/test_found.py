@@ -6,6 +6,22 @@ import pytest
 from lockstep import parse, replay
 
 FOUND = {
+    "T3, T4: O_NONBLOCK of a listener, set by a child": """
+        client.socket(2, 1, 0)
+        client.listen(3, 8)
+        client.fork('client1')
+        client1.fcntl(3, 4, 2048)
+        client.fcntl(3, 3, 0)
+    """,
+    "T2, T4: poll() of a listener that a child has shut down": """
+        client.socket(2, 1, 0)
+        client.listen(3, 8)
+        client.learn(3, 'p1')
+        client.fork('client1')
+        client1.shutdown(3, 0)
+        client.poll([(3, 8197)], 0, 'poll')
+        client.poll([(3, 0)], 0, 'poll')
+    """,
     "T12: shutdown() of a listener with a wrong word": """
         client.socket(2, 1, 0)
         client.listen(3, 8)
