@@ -900,7 +900,7 @@ long hook_syscall(long number, long a, long b, long c, long d, long e, long f)
         return set_up_ring(a, b);
     if (number == SYS_io_uring_enter && !uring_made)
         switch_after_ring();           /* one that came from elsewhere */
-    if (number == SYS_setns || number == SYS_unshare)
+    if (number == SYS_setns || number == SYS_unshare || number == SYS_landlock_restrict_self)
         lifecycle_moved = true;
     return real.syscall(number, a, b, c, d, e, f);
 }

@@ -284,6 +284,20 @@ __attribute__((noinline)) static bool may_ask(bool *confined)
     return read && field(status, "\nCapEff:", 16) >> CAP_NET_ADMIN & 1 && !field(status, "\nSeccomp:", 10);
 }
 
+/* Landlock forbids ports, also to root, and tells nobody. TCP connects to no multicast address, and nobody allows port 0. */
+static bool landlocked(void)
+{
+    const struct sockaddr_in nowhere = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_ALLHOSTS_GROUP)};
+    int cancel, fd = real.socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0)
+        return true;
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
+    bool refused = real.connect(fd, (const struct sockaddr *)&nowhere, sizeof nowhere) < 0 && errno == EACCES;
+    real.close(fd);
+    pthread_setcancelstate(cancel, NULL);
+    return refused;
+}
+
 /* RULES_* and UNSURE. */
 static int find_rules(void)
 {
@@ -305,7 +319,7 @@ static int find_rules(void)
     }
     found |= iptables_rules("/proc/thread-self/net/ip_tables_names", AF_INET, RULES_V4);
     found |= iptables_rules("/proc/thread-self/net/ip6_tables_names", AF_INET6, RULES_V6);
-    if (!(found & UNSURE) && (confined || !group_is_silent()))
+    if (!(found & UNSURE) && (confined || landlocked() || !group_is_silent()))
         found |= UNSURE;
     return found;
 }

@@ -14,6 +14,7 @@ bool lifecycle_borrowed(void);
 void lifecycle_check(void);
 /* Counts forks, in parent and child: a socket older than the last fork may be shared. */
 uint32_t lifecycle_forks(void);
-/* The program has called setns() or unshare(): its sockets may be of several name spaces. */
+/* The program has called setns() or unshare(), so its sockets may be of several name spaces, or Landlock, which acts on a
+ * single thread: what holds for one connection says nothing about the next. */
 extern _Atomic bool lifecycle_moved;
 #endif

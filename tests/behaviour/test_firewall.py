@@ -345,18 +345,39 @@ LANDLOCK_CREATE, LANDLOCK_RESTRICT = 444, 446
 CONNECT_TCP = 2
 
 
+def restrict(actor: Actor) -> None:
+    """Gives up TCP connections, for this program and those that it starts."""
+    ruleset = actor.raw("syscall", LANDLOCK_CREATE, Buffer(struct.pack("=QQ", 0, CONNECT_TCP)), 16, 0).result
+    if ruleset < 0:
+        pytest.skip("the kernel has no Landlock for connections")
+    assert actor.raw("syscall", LANDLOCK_RESTRICT, ruleset, 0).result == 0
+
+
+@pytest.mark.parametrize("before", ["at once", "connected before"])
 @pytest.mark.parametrize("user", USERS)
-def test_landlock(san: World, user: str) -> None:
-    """X9: a program that gave up TCP connections (Landlock) gets none by the SAN."""
+def test_landlock(san: World, user: str, before: str) -> None:
+    """X9: a program that gave up TCP connections (Landlock) gets none by the SAN, whatever it was allowed a moment ago."""
     client = san.client
     _, address = san.listener()
     become(client, USERS[user])
+    if before != "at once":
+        assert attempt(san, address) == ("EINPROGRESS", True)
     assert client.raw("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0).value == 0
-    ruleset = client.raw("syscall", LANDLOCK_CREATE, Buffer(struct.pack("=QQ", 0, CONNECT_TCP)), 16, 0).result
-    if ruleset < 0:
-        pytest.skip("the kernel has no Landlock for connections")
-    assert client.raw("syscall", LANDLOCK_RESTRICT, ruleset, 0).result == 0
+    restrict(client)
     assert attempt(san, address) == ("EACCES", False)
+
+
+@pytest.mark.parametrize("inherited", [False, True])
+def test_landlock_of_root(san: World, inherited: bool) -> None:
+    """X9: the same for root, who needs no PR_SET_NO_NEW_PRIVS for it, and for the program that root starts then."""
+    _, address = san.listener()
+    client = san.client
+    restrict(client)
+    if inherited:
+        client = client.exec("after")
+    fd = client.socket(socket.AF_INET, socket.SOCK_STREAM | IN_PROGRESS)
+    assert client.connect(fd, address) == "EACCES"
+    assert not companion_name(client, fd)
 
 
 @pytest.mark.parametrize("option", [(socket.SOL_SOCKET, 25, b"lo\0"), (socket.SOL_SOCKET, 36, 7), (0, 19, 1)])
