@@ -27,7 +27,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { THREADS = 4, PERIOD_NS = 1000000, PATIENCE_MS = 10000, END_SECONDS = 5, FORK_EVERY = 40, BEFORE = 4711 };
+enum { THREADS = 4, PERIOD_NS = 1000000, PATIENCE_MS = 10000, END_SECONDS = 30, FORK_EVERY = 40, BEFORE = 4711 };
 
 #ifndef sigev_notify_thread_id
 #define sigev_notify_thread_id _sigev_un._tid
