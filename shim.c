@@ -421,7 +421,8 @@ int hook_epoll_ctl(int epfd, int operation, int fd, struct epoll_event *event)
         int saved = errno, result = real.epoll_ctl(epfd, operation, fd, event);
         return result < 0 ? readiness_nest(epfd, operation, fd, event, saved) : result;
     }
-    if (sock_phase(sock) == SOCK_TCP || sock_phase(sock) == SOCK_CONNECTED || lifecycle_borrowed() ||
+    if (sock_phase(sock) == SOCK_TCP || lifecycle_borrowed() ||
+        (sock_phase(sock) == SOCK_CONNECTED && !atomic_load_explicit(&sock->spent, memory_order_relaxed)) ||
         (operation != EPOLL_CTL_DEL && !memory_reads(event, sizeof *event)))
         return real.epoll_ctl(epfd, operation, fd, event);
     return readiness_epoll_ctl(sock, epfd, operation, fd, event);
@@ -707,11 +708,13 @@ int hook_socketpair(int domain, int type, int protocol, int pair[2])
 
 int hook_epoll_create(int size)
 {
+    readiness_epoll_made();
     MAKE_ONE(real.epoll_create(size))
 }
 
 int hook_epoll_create1(int flags)
 {
+    readiness_epoll_made();
     MAKE_ONE(real.epoll_create1(flags))
 }
 

@@ -131,7 +131,7 @@ struct sock *fdtable_new(int fd, int family, enum sock_phase phase)
     memset((char *)sock + offsetof(struct sock, aliases), 0,
            offsetof(struct sock, options) - offsetof(struct sock, aliases));
     sock->family = (uint8_t)family;
-    sock->shadow = sock->epoll = sock->epoll_old = -1;
+    sock->shadow = sock->epoll = sock->epoll_shared = -1;
     sock->rule = RULE_DEFAULT;
     if (phase != SOCK_FRESH && phase != SOCK_DECIDING && phase != SOCK_TCP)
         sock_becomes(sock, phase);

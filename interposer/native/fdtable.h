@@ -20,10 +20,12 @@ enum sock_phase {
 };
 
 /* One registration of an alias with an epoll: which descriptor stands there for it (the alias itself, the private epoll,
- * or a duplicate of that which this registration owns), and what the program gave. */
+ * or one that no other alias's registrations have), and what the program gave. */
 struct sock_registration {
     int epfd, fd, via;                 /* epfd < 0: free */
-    bool owned;
+    bool owned;                        /* via goes with the last registration that has it */
+    bool stale;                        /* changed under another number of the epoll: its fdinfo knows */
+    bool spent;                        /* EPOLLONESHOT that has fired */
     uint32_t events;
     uint64_t data;
 };
@@ -58,6 +60,7 @@ struct sock {
     bool bound, port_is_ours, shut_write;
     bool signals;                      /* its owner or its signal was set: F_SETOWN and its kin */
     _Atomic bool in_epoll;             /* a connection that was registered with one at some time */
+    _Atomic bool spent;                /* one of its registrations is, or was */
     bool foreign;                      /* another program has it too, perhaps: its O_NONBLOCK is not ours alone */
     _Atomic bool announce;             /* connect() has yet to say 0 once */
     bool nonblocking;                  /* a listener: the program's view of O_NONBLOCK, where no other process shares it */
@@ -73,8 +76,10 @@ struct sock {
     uint32_t fork_count;               /* lifecycle's, when the socket was made */
     _Atomic int shadow;                /* hidden TCP socket that holds the port and answers for options, or -1 */
     _Atomic int joined;                /* the shadow that was connected to itself; 0: none */
-    _Atomic int epoll, epoll_old;      /* a listener's private epoll of this process, and an inherited one; or -1 */
+    _Atomic int epoll;                 /* a listener's private epoll, for this process to wait at, or -1 */
     _Atomic int32_t epoll_pid;
+    _Atomic int epoll_shared;          /* the one that stands in the program's epolls; forked processes share it, as those */
+    uint32_t epoll_forks;              /* lifecycle's, when that one was made */
     _Atomic uint64_t completion;       /* of a connect in progress: connecting.c */
     uint32_t attempt;                  /* the number of the companion that was set up last, in this process */
     _Atomic int connect_error;         /* errno of one that failed later, until the program has been told; CONNECT_* */

@@ -1,6 +1,6 @@
 /* Owns the private epolls of listeners and the records of registrations (in struct sock, under its short lock). No lock
- * is held while waiting. A private epoll belongs to one process: after a fork the child makes its own, because a
- * sibling's epoll_ctl would act on both. */
+ * is held while waiting. Each process waits at a private epoll of its own, so that a client wakes one of many; in the program's
+ * epolls, which forked processes share, stands one that they share too. */
 #include "readiness.h"
 #include "clock.h"
 #include "companion.h"
@@ -58,14 +58,54 @@ int readiness_private_epoll(struct sock *sock, int fd)
         other = fresh;                 /* another thread was quicker */
         fresh = sock->epoll;
     } else {
-        other = sock->epoll_old;       /* inherited epolls may hold the parent's: keep it while the listener lives */
-        sock->epoll_old = sock->epoll;
+        other = sock->epoll == sock->epoll_shared ? -1 : sock->epoll;
         sock->epoll = fresh;
         sock->epoll_pid = lifecycle_pid;
     }
     sock_unlock(sock);
     hidden_close(other);
     return fresh;
+}
+
+/* The private epoll for the program's epolls. */
+static int shared_epoll(struct sock *sock, int fd)
+{
+    int shared = sock->epoll_shared;
+    if (shared >= 0 && hidden_is(shared))
+        return shared;
+    shared = readiness_private_epoll(sock, fd);
+    sock->epoll_shared = shared < 0 ? -1 : shared;
+    sock->epoll_forks = lifecycle_forks();
+    return shared;
+}
+
+static bool is_shared(const struct sock *sock)
+{
+    return sock->epoll_shared >= 0 && sock->epoll_forks != lifecycle_forks();
+}
+
+static _Atomic bool epolls_exist;
+
+void readiness_epoll_made(void)
+{
+    atomic_store_explicit(&epolls_exist, true, memory_order_relaxed);
+}
+
+static bool share(int fd, struct sock *sock, void *context)
+{
+    (void)context;
+    if (sock_phase(sock) == SOCK_LISTENING)
+        shared_epoll(sock, fd);
+    return true;
+}
+
+/* What one process registers with an epoll that it shares has to be there for the others. */
+void readiness_before_fork(void)
+{
+    int saved = errno;
+    if (epolls_exist && lifecycle_active && !sandbox_closed && !lifecycle_borrowed())
+        fdtable_each_held(share, NULL);
+    errno = saved;
 }
 
 /* --- threads in accept() --- */
@@ -217,6 +257,7 @@ struct wanted {
     int fd;
     bool found;
     uint32_t events;
+    uint64_t data;
 };
 
 static bool is_wanted(const struct item *item, void *context)
@@ -226,7 +267,19 @@ static bool is_wanted(const struct item *item, void *context)
         return true;
     wanted->found = true;
     wanted->events = item->events;
+    wanted->data = item->data;
     return false;
+}
+
+/* That descriptor stood for a registration which is no more, or has another. */
+static void release(struct sock *sock, int via)
+{
+    for (int i = 0; i < sock->nregistrations; i++) {
+        const struct sock_registration *other = &sock->registrations[i];
+        if (other->epfd >= 0 && other->owned && other->via == via)
+            return;
+    }
+    hidden_close(via);
 }
 
 /* Places of registrations that ended with their epolls. */
@@ -238,9 +291,9 @@ static void prune(struct sock *sock)
         each_item(place->epfd, is_wanted, &wanted);
         if (wanted.found)
             continue;
-        if (place->owned)
-            hidden_close(place->via);
         place->epfd = -1;
+        if (place->owned)
+            release(sock, place->via);
     }
 }
 
@@ -259,9 +312,12 @@ static bool record(struct sock *sock, const struct sock_registration *registrati
 {
     if (sock->nregistrations == REGISTRATIONS && !find(sock, registration->epfd, registration->fd) && !find(sock, -1, -1))
         prune(sock);
+    int before = -1;
     if (!sock_lock(sock))
         return false;
     struct sock_registration *place = find(sock, registration->epfd, registration->fd);
+    if (place && place->owned && place->via != registration->via)
+        before = place->via;
     if (!place)
         place = find(sock, -1, -1);
     if (!place && !sock->registrations) {
@@ -273,6 +329,7 @@ static bool record(struct sock *sock, const struct sock_registration *registrati
     if (place)
         *place = *registration;
     sock_unlock(sock);
+    release(sock, before);
     return place;
 }
 
@@ -288,7 +345,7 @@ static void forget(struct sock *sock, int epfd, int fd)
         }
         sock_unlock(sock);
     }
-    hidden_close(via);
+    release(sock, via);
 }
 
 static bool is_alias(const struct sock *sock, int fd)
@@ -296,11 +353,13 @@ static bool is_alias(const struct sock *sock, int fd)
     return fdtable_peek(fd) == sock;
 }
 
-/* Puts the socket's file into the epoll, under the number that it was registered with, or a hidden one if that was closed. */
+/* Puts the socket's file into the epoll, under the number that it was registered with, or a hidden one if that was closed. One
+ * that is spent would fire once more: what never shows anything stands there until the program arms it again. */
 static int put_in(struct sock *sock, struct sock_registration *registration)
 {
     bool alias = is_alias(sock, registration->fd);
-    int via = alias ? registration->fd : hidden_dup(fdtable_alias_of(sock, -1));
+    int silent = registration->spent ? hidden_fd(real.epoll_create1(EPOLL_CLOEXEC)) : -1;
+    int via = silent >= 0 ? silent : alias ? registration->fd : hidden_dup(fdtable_alias_of(sock, -1));
     int error = via < 0 ? -EMFILE : -ENOMEM;
     /* There was room a moment ago, but another process of the user may have taken it for a moment. */
     for (int tries = 0; tries < SWAP_TRIES && (error == -ENOMEM || error == -ENOSPC); tries++) {
@@ -308,25 +367,31 @@ static int put_in(struct sock *sock, struct sock_registration *registration)
             sched_yield();
         error = add(registration->epfd, via, registration->events, registration->data);
     }
-    if (error && !alias)
+    if (error && via != registration->fd)
         hidden_close(via);
+    if (!error && silent >= 0)
+        atomic_store_explicit(&sock->spent, true, memory_order_relaxed);
     registration->via = error ? registration->fd : via;
-    registration->owned = !error && !alias;
+    registration->owned = !error && via != registration->fd;
     return error;
 }
 
 /* Takes a registration out of its epoll; false when it is not there any more. */
-static bool take_out(struct sock_registration *registration)
+static bool take_out(struct sock *sock, struct sock_registration *registration)
 {
-    if (registration->events & EPOLLONESHOT) {   /* one that has fired holds no events */
-        struct wanted wanted = {registration->via, false, registration->events};
-        each_item(registration->epfd, is_wanted, &wanted);
-        registration->events = wanted.events;
+    if (!registration->spent && (registration->stale || registration->events & EPOLLONESHOT)) {
+        struct wanted now = {registration->via, false, registration->events | EPOLLERR | EPOLLHUP, registration->data};
+        each_item(registration->epfd, is_wanted, &now);
+        registration->events = now.events;
+        registration->data = now.data;
+        registration->spent = now.events & EPOLLONESHOT && !(now.events & (EPOLLERR | EPOLLHUP));   /* the kernel's mark */
     }
-    bool was_there = real.epoll_ctl(registration->epfd, EPOLL_CTL_DEL, registration->via, NULL) == 0;
-    if (registration->owned)
-        hidden_close(registration->via);
-    registration->owned = false;
+    int via = registration->via;
+    bool was_there = real.epoll_ctl(registration->epfd, EPOLL_CTL_DEL, via, NULL) == 0, owned = registration->owned;
+    registration->owned = registration->stale = false;
+    registration->via = registration->fd;
+    if (owned)
+        release(sock, via);
     return was_there;
 }
 
@@ -343,7 +408,7 @@ void readiness_forget_alias(struct sock *sock, int fd)
             continue;
         int other = sock->fork_count == lifecycle_forks() ? fdtable_alias_of(sock, -1) : -1;
         bool kept = (phase == SOCK_FRESH || phase == SOCK_CONNECTING) && other >= 0 && fdtable_same_file(fd, other) &&
-                    take_out(registration) && put_in(sock, registration) == 0;
+                    take_out(sock, registration) && put_in(sock, registration) == 0;
         if (!kept)
             registration->epfd = -1;
     }
@@ -356,25 +421,32 @@ bool readiness_yield(struct sock *sock)
             return false;              /* it stands in an epoll of the program's */
     if (sock->epoll < 0 || sock->epoll_pid != lifecycle_pid)
         return false;
+    if (sock->epoll == sock->epoll_shared) {
+        if (is_shared(sock))
+            return false;
+        sock->epoll_shared = -1;
+    }
     return hidden_give(&sock->epoll);
 }
 
 void readiness_dispose(struct sock *sock)
 {
-    for (int i = 0; i < sock->nregistrations; i++)
-        if (sock->registrations[i].epfd >= 0 && sock->registrations[i].owned)
-            hidden_close(sock->registrations[i].via);
+    for (int i = 0; i < sock->nregistrations; i++) {
+        bool owned = sock->registrations[i].epfd >= 0 && sock->registrations[i].owned;
+        sock->registrations[i].epfd = -1;
+        if (owned)
+            release(sock, sock->registrations[i].via);
+    }
     if (sock->registrations)
         pool_give(&lists, (char *)sock->registrations - offsetof(struct registrations, list));
-    hidden_close(sock->epoll);
-    hidden_close(sock->epoll_old);
+    readiness_renew_epoll(sock);
     dispose_accept_epolls(sock);
 }
 
 void readiness_before_swap(struct sock *sock)
 {
     for (int i = 0; i < sock->nregistrations; i++)
-        if (sock->registrations[i].epfd >= 0 && !take_out(&sock->registrations[i]))
+        if (sock->registrations[i].epfd >= 0 && !take_out(sock, &sock->registrations[i]))
             sock->registrations[i].epfd = -1;
 }
 
@@ -400,7 +472,8 @@ struct recall {
 static bool recall_item(const struct item *item, void *context)
 {
     struct recall *recall = context;
-    struct sock_registration found = {recall->epfd, item->fd, item->fd, false, item->events, item->data};
+    struct sock_registration found = {.epfd = recall->epfd, .fd = item->fd, .via = item->fd, .events = item->events,
+                                      .data = item->data};
     if (item->inode == recall->inode && is_alias(recall->sock, item->fd) && !record(recall->sock, &found))
         recall->sock->registrations_lost = true;
     return true;
@@ -428,20 +501,53 @@ void readiness_recall(struct sock *sock, int fd)
     listing_each("/proc/self/fd", recall_epoll, &recall);
 }
 
-/* Does another of the socket's numbers stand in the same epoll? */
-static bool has_other(struct sock *sock, const struct sock_registration *registration)
+/* Does that descriptor stand in the epoll? */
+static bool stands_in(int epfd, int via)
+{
+    struct epoll_event nothing = {0};
+    if (real.epoll_ctl(epfd, EPOLL_CTL_ADD, via, &nothing) < 0)
+        return errno == EEXIST;
+    real.epoll_ctl(epfd, EPOLL_CTL_DEL, via, NULL);
+    return false;
+}
+
+/* What stands for one of a listener's numbers in the program's epolls, whichever these are: an epoll holds one descriptor
+ * once, so each of several aliases has its own. -errno. */
+static int stand_for(struct sock *sock, int fd, int alias, bool *owned)
+{
+    struct sock_registration all[REGISTRATIONS];
+    int shared = shared_epoll(sock, alias), count = snapshot(sock, all);
+    *owned = false;
+    for (int i = 0; i < count; i++)
+        if (all[i].epfd >= 0 && all[i].fd == fd && all[i].via != fd && hidden_is(all[i].via)) {
+            *owned = all[i].owned;
+            return all[i].via;
+        }
+    for (int i = 0; i < count && shared >= 0; i++)
+        if (all[i].epfd >= 0 && all[i].fd != fd && all[i].via == shared) {
+            *owned = true;
+            shared = hidden_dup(shared);
+            return shared < 0 ? -EMFILE : shared;
+        }
+    return shared;
+}
+
+/* Is the number registered with this epoll in the other way, EPOLLEXCLUSIVE or not? Perhaps by another process. */
+static bool is_there_otherwise(struct sock *sock, const struct sock_registration *registration)
 {
     struct sock_registration all[REGISTRATIONS];
     int count = snapshot(sock, all);
     for (int i = 0; i < count; i++)
-        if (all[i].epfd == registration->epfd && all[i].fd != registration->fd)
+        if (all[i].epfd >= 0 && all[i].fd == registration->fd && (all[i].events ^ registration->events) & EPOLLEXCLUSIVE &&
+            stands_in(registration->epfd, all[i].via))
             return true;
-    return false;
+    int other = registration->events & EPOLLEXCLUSIVE ? sock->epoll_shared : registration->fd;
+    return is_shared(sock) && stands_in(registration->epfd, other);
 }
 
-/* Registers a listener, which has the number `fd` among others, with one of the program's epolls; -errno leaves nothing
+/* Registers a listener, which has the number `alias` among others, with one of the program's epolls; -errno leaves nothing
  * behind. */
-static int join(struct sock *sock, struct sock_registration *registration, int fd)
+static int join(struct sock *sock, struct sock_registration *registration, int alias)
 {
     int epfd = registration->epfd;
     if (registration->events & EPOLLEXCLUSIVE) {   /* must stay with the sockets themselves, to wake one process of many */
@@ -456,26 +562,21 @@ static int join(struct sock *sock, struct sock_registration *registration, int f
             return 0;
         while (--count >= 0)
             real.epoll_ctl(epfd, EPOLL_CTL_DEL, companion_poll_fd(sock, count), NULL);
-        take_out(registration);
-        if (error != -EEXIST || !has_other(sock, registration))
+        take_out(sock, registration);
+        if (error != -EEXIST)
             return -EAGAIN;
         registration->events &= ~(uint32_t)EPOLLEXCLUSIVE;   /* one alias of two wakes everybody */
     }
-    int private = readiness_private_epoll(sock, fd);
-    if (private < 0)                   /* not the program's shortage: its listener alone could be registered */
+    bool owned;
+    int via = stand_for(sock, registration->fd, alias, &owned);
+    if (via < 0)                       /* not the program's shortage: its listener alone could be registered */
         return -EAGAIN;
-    /* One epoll holds one descriptor once: where it stands there for another alias, this one needs its own. */
-    int error = add(epfd, private, registration->events, registration->data);
-    bool taken = error == -EEXIST && has_other(sock, registration);
-    if (taken) {
-        private = hidden_dup(private);
-        error = private < 0 ? -EMFILE : add(epfd, private, registration->events, registration->data);
-        if (error)
-            hidden_close(private);
-    }
+    int error = add(epfd, via, registration->events, registration->data);
+    if (error && owned)
+        release(sock, via);
     if (!error) {
-        registration->via = private;
-        registration->owned = taken;
+        registration->via = via;
+        registration->owned = owned;
     }
     return error;
 }
@@ -487,34 +588,38 @@ static void leave(struct sock *sock, struct sock_registration *registration)
             real.epoll_ctl(registration->epfd, EPOLL_CTL_DEL, companion_poll_fd(sock, i), NULL);
         return;
     }
-    if (!take_out(registration) || put_in(sock, registration) < 0)
-        registration->via = registration->fd;
+    registration->stale = true;        /* another process may have changed it */
+    if (take_out(sock, registration))
+        put_in(sock, registration);
 }
 
 void readiness_renew_epoll(struct sock *sock)
 {
-    hidden_close(sock->epoll);
-    sock->epoll = -1;
+    int shared = atomic_exchange(&sock->epoll_shared, -1), own = atomic_exchange(&sock->epoll, -1);
+    hidden_close(own);
+    if (shared != own)
+        hidden_close(shared);
 }
 
 int readiness_adopt_listener(struct sock *sock, int fd)
 {
+    int error = 0;
     readiness_renew_epoll(sock);
     companions_changed(sock);
     for (int i = 0; i < sock->nregistrations; i++) {
         struct sock_registration *registration = &sock->registrations[i];
+        if (registration->epfd >= 0 && !take_out(sock, registration))
+            registration->epfd = -1;
+    }
+    for (int i = 0; i < sock->nregistrations; i++) {
+        struct sock_registration *registration = &sock->registrations[i];
         if (registration->epfd < 0)
             continue;
-        if (!take_out(registration)) {
-            registration->epfd = -1;
-            continue;
-        }
-        if (join(sock, registration, fd) < 0) {
+        error = error ? error : join(sock, registration, fd);
+        if (error)
             put_in(sock, registration);
-            return -REASON_EPOLL_LIMIT;
-        }
     }
-    return 0;
+    return error ? -REASON_EPOLL_LIMIT : 0;
 }
 
 bool readiness_is_awaited(const struct sock *sock)
@@ -530,6 +635,15 @@ int readiness_renew_listener(struct sock *sock)
     int error = 0;
     companions_changed(sock);
     bool own = sock->epoll >= 0 && sock->epoll_pid == lifecycle_pid && hidden_is(sock->epoll);
+    if (is_shared(sock)) {             /* the others do not have the new companions */
+        for (int i = 0; i < sock->nregistrations; i++)
+            if (sock->registrations[i].epfd >= 0 && !(sock->registrations[i].events & EPOLLEXCLUSIVE))
+                return -REASON_EPOLL_LIMIT;
+        if (own && sock->epoll == sock->epoll_shared) {
+            sock->epoll = -1;          /* the next wait makes another */
+            own = false;
+        }
+    }
     for (int side = 0; !error && side < sock->ncompanions; side++) {
         int fd = companion_poll_fd(sock, side);
         if (own)
@@ -552,16 +666,100 @@ void readiness_abandon_listener(struct sock *sock)
             leave(sock, &sock->registrations[i]);
 }
 
-static int ctl_fresh(struct sock *sock, int epfd, int operation, int fd, struct epoll_event *event)
+/* What was registered under another number of the same epoll, perhaps, has been changed. */
+static void mark_stale(struct sock *sock, int epfd, int fd)
 {
-    int result = real.epoll_ctl(epfd, operation, fd, event);
+    if (!sock->nregistrations || !sock_lock(sock))
+        return;
+    for (int i = 0; i < sock->nregistrations; i++)
+        if (sock->registrations[i].fd == fd && sock->registrations[i].epfd != epfd)
+            sock->registrations[i].stale = true;
+    sock_unlock(sock);
+}
+
+/* Where something else stands in the epoll for a number that is spent: it makes way, or says EEXIST. False: nothing does. */
+static bool make_way(struct sock *sock, int epfd, int operation, int fd)
+{
+    struct sock_registration all[REGISTRATIONS];
+    int saved = errno, count = snapshot(sock, all);
+    bool stood = false;
+    for (int i = 0; i < count && !stood; i++)
+        if (all[i].epfd >= 0 && all[i].fd == fd && all[i].via != fd)
+            stood = operation == EPOLL_CTL_ADD ? stands_in(epfd, all[i].via)
+                                               : real.epoll_ctl(epfd, EPOLL_CTL_DEL, all[i].via, NULL) == 0;
+    errno = saved;
+    return stood;
+}
+
+/* A socket that is not the switch's yet, or a connection of which a registration was spent before. */
+static int ctl_plain(struct sock *sock, int epfd, int operation, int fd, struct epoll_event *event)
+{
+    bool stood = atomic_load_explicit(&sock->spent, memory_order_relaxed) && make_way(sock, epfd, operation, fd);
+    int result = 0;
+    if (stood && operation == EPOLL_CTL_ADD) {
+        errno = EEXIST;
+        return -1;
+    }
+    if (!stood)
+        result = real.epoll_ctl(epfd, operation, fd, event);
+    else if (operation == EPOLL_CTL_MOD)
+        result = real.epoll_ctl(epfd, EPOLL_CTL_ADD, fd, event);
     if (result < 0)
         return result;
-    if (operation == EPOLL_CTL_DEL)
+    if (operation == EPOLL_CTL_DEL) {
         forget(sock, epfd, fd);
-    else if (!record(sock, &(struct sock_registration){epfd, fd, fd, false, event->events, event->data.u64}))
+        return result;
+    }
+    if (operation == EPOLL_CTL_MOD)
+        mark_stale(sock, epfd, fd);
+    if (!record(sock, &(struct sock_registration){.epfd = epfd, .fd = fd, .via = fd, .events = event->events,
+                                                  .data = event->data.u64}))
         sock->registrations_lost = true;
     return result;
+}
+
+static int add_listener(struct sock *sock, struct sock_registration *registration, struct epoll_event *event)
+{
+    int saved = errno, epfd = registration->epfd, fd = registration->fd;
+    int error = is_there_otherwise(sock, registration) ? -EEXIST : join(sock, registration, fd);
+    if (error == -EINVAL || error == -ELOOP || error == -EMFILE || error == -EAGAIN) {
+        int result = real.epoll_ctl(epfd, EPOLL_CTL_ADD, fd, event);
+        if (result == 0) {             /* it was the companions that stood in the way */
+            companion_give_up(sock, fd, REASON_EPOLL_LIMIT);
+            errno = saved;
+        }
+        return result;
+    }
+    if (error) {
+        errno = -error;
+        return -1;
+    }
+    if (!record(sock, registration)) {
+        leave(sock, registration);
+        companion_give_up(sock, fd, REASON_EPOLL_LOST);
+    }
+    errno = saved;
+    return 0;
+}
+
+/* What may stand in an epoll for a listener's number, likeliest first; how many there are. An epoll that was duplicated, or that
+ * another process registered the listener with, is not in the records. */
+static int candidates(struct sock *sock, int epfd, int fd, int out[REGISTRATIONS + 2])
+{
+    struct sock_registration all[REGISTRATIONS];
+    int count = snapshot(sock, all), found = 0;
+    bool taken = false;
+    for (int turn = 0; turn < 2; turn++)
+        for (int i = 0; i < count; i++) {
+            bool live = all[i].epfd >= 0, here = all[i].epfd == epfd;
+            if (live && all[i].fd == fd && here == (turn == 0))
+                out[found++] = all[i].via;
+            taken |= live && all[i].fd != fd && all[i].via == sock->epoll_shared;
+        }
+    if (!taken && sock->epoll_shared >= 0)
+        out[found++] = sock->epoll_shared;
+    out[found++] = fd;
+    return found;
 }
 
 static int ctl_listener(struct sock *sock, int epfd, int operation, int fd, struct epoll_event *event)
@@ -573,71 +771,32 @@ static int ctl_listener(struct sock *sock, int epfd, int operation, int fd, stru
         errno = saved;
         return real.epoll_ctl(epfd, operation, fd, event);
     }
-    struct sock_registration all[REGISTRATIONS];
-    const struct sock_registration *known = NULL;
-    int count = snapshot(sock, all);
-    for (int i = 0; !known && i < count; i++)
-        known = all[i].epfd == epfd && all[i].fd == fd ? &all[i] : NULL;
-    struct sock_registration now = {.epfd = epfd, .fd = fd, .via = known ? known->via : fd, .owned = known && known->owned};
-    int via = now.via;
+    struct sock_registration now = {.epfd = epfd, .fd = fd, .via = fd};
     if (event) {
         now.events = event->events;
         now.data = event->data.u64;
     }
-    if (operation == EPOLL_CTL_ADD) {
-        if (known) {                   /* the kernel says EEXIST, unless it was another epoll of that number */
-            struct epoll_event nothing = {0};   /* the program's EPOLLEXCLUSIVE is not for an epoll */
-            if (real.epoll_ctl(epfd, operation, via, &nothing) < 0)
-                return -1;
-            real.epoll_ctl(epfd, EPOLL_CTL_DEL, via, NULL);
-        }
-        if (now.owned)
-            hidden_close(via);
-        int error = join(sock, &now, fd);
-        if (error == -EINVAL || error == -ELOOP || error == -EMFILE || error == -EAGAIN) {
-            int result = real.epoll_ctl(epfd, operation, fd, event);
-            if (result == 0) {         /* it was the companions that stood in the way */
-                companion_give_up(sock, fd, REASON_EPOLL_LIMIT);
-                errno = saved;
-            }
-            return result;
-        }
-        if (error) {
-            errno = -error;
-            return -1;
-        }
-        if (!record(sock, &now)) {
-            leave(sock, &now);
-            companion_give_up(sock, fd, REASON_EPOLL_LOST);
-        }
-        errno = saved;
-        return 0;
+    if (operation == EPOLL_CTL_ADD)
+        return add_listener(sock, &now, event);
+    int places[REGISTRATIONS + 2], count = candidates(sock, epfd, fd, places), result = -1;
+    errno = ENOENT;
+    for (int i = 0; i < count && result < 0 && errno == ENOENT; i++) {
+        now.via = places[i];
+        result = real.epoll_ctl(epfd, operation, now.via, event);
     }
-    if (operation == EPOLL_CTL_DEL && known && known->events & EPOLLEXCLUSIVE)
+    if (result < 0)
+        return result;
+    if (operation == EPOLL_CTL_DEL && now.via == fd)   /* EPOLLEXCLUSIVE */
         for (int i = 0; i < sock->ncompanions; i++)
             real.epoll_ctl(epfd, EPOLL_CTL_DEL, companion_poll_fd(sock, i), NULL);
-    int result = real.epoll_ctl(epfd, operation, via, event);
-    /* An epoll that was duplicated is known by another number. What is known of another alias there is not fd's. */
-    bool recorded = false;
-    for (int i = 0; i < count && result < 0 && errno == ENOENT; i++) {
-        recorded |= all[i].epfd == epfd;
-        if (all[i].epfd >= 0 && all[i].fd == fd) {
-            recorded = true;
-            result = real.epoll_ctl(epfd, operation, all[i].via, event);
-        }
+    if (operation == EPOLL_CTL_DEL) {
+        forget(sock, epfd, fd);
+    } else {
+        now.owned = now.via != fd && now.via != sock->epoll_shared;
+        mark_stale(sock, epfd, fd);
+        record(sock, &now);
     }
-    if (!recorded && result < 0 && errno == ENOENT && sock->epoll >= 0)
-        result = real.epoll_ctl(epfd, operation, sock->epoll, event);
-    if (!recorded && result < 0 && errno == ENOENT && sock->epoll_old >= 0)
-        result = real.epoll_ctl(epfd, operation, sock->epoll_old, event);
-    if (result == 0)
-        errno = saved;
-    if (result == 0 && known) {
-        if (operation == EPOLL_CTL_DEL)
-            forget(sock, epfd, fd);
-        else
-            record(sock, &now);
-    }
+    errno = saved;
     return result;
 }
 
@@ -669,11 +828,13 @@ int readiness_epoll_ctl(struct sock *sock, int epfd, int operation, int fd, stru
 {
     if (operation != EPOLL_CTL_DEL && !event)
         return real.epoll_ctl(epfd, operation, fd, event);
+    readiness_epoll_made();
     if (operation == EPOLL_CTL_ADD)
         switch_serve(sock, fd);
     switch (sock_phase(sock)) {
     case SOCK_FRESH:
-    case SOCK_CONNECTING: return ctl_fresh(sock, epfd, operation, fd, event);
+    case SOCK_CONNECTED:
+    case SOCK_CONNECTING: return ctl_plain(sock, epfd, operation, fd, event);
     case SOCK_LISTENING: return ctl_listener(sock, epfd, operation, fd, event);
     default: return real.epoll_ctl(epfd, operation, fd, event);
     }

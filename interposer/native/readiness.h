@@ -18,6 +18,8 @@ void readiness_high_number(void);      /* the program has chosen a number above 
 /* epoll_ctl() has failed for a descriptor that is no socket of ours: a listener's private epoll costs one level of nesting,
  * so the listeners may have to be without. `saved` is the errno that success leaves. */
 int readiness_nest(int epfd, int operation, int fd, struct epoll_event *event, int saved);
+void readiness_epoll_made(void);       /* the program has an epoll */
+void readiness_before_fork(void);
 int readiness_epoll_ctl(struct sock *sock, int epfd, int operation, int fd, struct epoll_event *event);
 
 /* Around the exchange of the file under a socket's descriptors: takes all registrations out, and puts them in again;

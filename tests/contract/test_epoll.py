@@ -349,3 +349,131 @@ def test_epoll_number_again(world: World) -> None:
         assert server.epoll_create() == epfd
         assert server.epoll_ctl(epfd, ADD, listener, events) == 0
     world.tcp_only()
+
+
+def test_epoll_with_two_descriptors(world: World) -> None:
+    """T2, T3: two aliases of a listener, each registered, changed and taken out through any descriptor of the epoll."""
+    server = world.server
+    one = server.epoll_create()
+    listener, address = prepared(world, one, "listening", IN)
+    two, copy, third = server.dup(one), server.dup(listener), server.dup(listener)
+    assert server.epoll_ctl(two, ADD, copy, IN, 70) == 0
+    for epfd in (one, two):
+        for alias in (listener, copy):
+            assert server.epoll_ctl(epfd, ADD, alias, IN) == "EEXIST"
+            server.epoll_ctl(epfd, ADD, alias, IN | EXCLUSIVE)
+        assert server.epoll_ctl(epfd, MOD, third, IN) == "ENOENT"
+    other = server.epoll_create()
+    assert server.epoll_ctl(other, ADD, copy, IN, 90) == 0
+    fd = come(world, address)
+    assert sorted(server.epoll_wait(two, 2000)) == [(listener, "IN"), (70, "IN")]
+    assert server.epoll_ctl(one, MOD, copy, IN | ET, 80) == 0
+    assert sorted(server.epoll_wait(two, 2000)) == [(listener, "IN"), (80, "IN")]
+    assert server.epoll_ctl(two, DEL, listener) == 0
+    assert server.epoll_ctl(one, DEL, listener) == "ENOENT"
+    assert server.epoll_wait(other, 0) == [(90, "IN")]
+    accepted, _ = server.accept(listener)
+    world.proves(fd, accepted)
+    assert server.epoll_ctl(two, ADD, third, IN, 60) == 0
+    assert server.epoll_ctl(one, DEL, third) == 0
+    server.shutdown(listener, socket.SHUT_RD)   # what is changed through one is known of the other
+    assert server.epoll_wait(one, 100) == [(80, "HUP")]
+    assert server.epoll_ctl(one, DEL, copy) == 0
+    server.epoll_wait(two, 0)
+    assert server.epoll_wait(other, 100) == [(90, "HUP")]
+
+
+def test_changed_through_another_descriptor(world: World) -> None:
+    """T2, T3: a registration that was changed through a duplicate of its epoll goes on changed after connect."""
+    client, server = world.client, world.server
+    listener, address = world.listener()
+    one = client.epoll_create()
+    two, fd = client.dup(one), client.socket()
+    client.epoll_ctl(one, ADD, fd, IN, 1)
+    client.epoll_ctl(two, MOD, fd, OUT, 2)
+    client.connect(fd, address)
+    accepted, _ = server.accept(listener)
+    world.proves(fd, accepted)
+    assert client.epoll_wait(one, 100) == [(2, "OUT")]
+    assert client.epoll_ctl(one, DEL, fd) == 0
+    assert client.epoll_wait(two, 0) == []
+
+
+@pytest.mark.parametrize("who", ["parent", "child"])
+@pytest.mark.parametrize("mode", ["level", "edge", "exclusive"])
+def test_shared_epoll(world: World, mode: str, who: str) -> None:
+    """T2, T4: what one process registers in an epoll that both have is the other's to see, to change and to take out."""
+    server = world.server
+    epfd = server.epoll_create()
+    listener, address = world.listener()
+    child = server.fork("child")
+    maker, other = (server, child) if who == "parent" else (child, server)
+    assert maker.epoll_ctl(epfd, ADD, listener, IN | MODES[mode], 7) == 0
+    assert other.epoll_ctl(epfd, ADD, listener, IN | MODES[mode]) == "EEXIST"
+    fd = come(world, address)
+    assert other.epoll_wait(epfd, 2000) == [(7, "IN")]
+    if mode != "exclusive":
+        assert other.epoll_ctl(epfd, MOD, listener, IN | MODES[mode], 8) == 0
+        assert maker.epoll_wait(epfd, 2000) == [(8, "IN")]
+    accepted, _ = other.accept(listener)
+    world.proves(fd, accepted, server=other)
+    maker.epoll_wait(epfd, 0)
+    assert other.epoll_ctl(epfd, DEL, listener) == 0
+    come(world, address)
+    assert maker.epoll_wait(epfd, 0) == []
+    assert maker.epoll_ctl(epfd, DEL, listener) == "ENOENT"
+    assert maker.epoll_ctl(epfd, ADD, listener, IN | MODES[mode], 9) == 0
+    assert other.epoll_wait(epfd, 2000) == [(9, "IN")]
+
+
+@pytest.mark.parametrize("mode", ["level", "edge", "oneshot", "exclusive"])
+def test_registered_by_a_child_that_ends(world: World, mode: str) -> None:
+    """T2, T4: a listener that a child registers in an inherited epoll stays there when the child has ended."""
+    server = world.server
+    epfd = server.epoll_create()
+    listener, address = world.listener()
+    child = server.fork("child")
+    assert child.epoll_ctl(epfd, ADD, listener, IN | MODES[mode]) == 0
+    child.exit()
+    assert server.epoll_wait(epfd, 0) == []
+    fd = come(world, address)
+    assert server.epoll_wait(epfd, 2000) == [(listener, "IN")]
+    accepted, _ = server.accept(listener)
+    world.proves(fd, accepted)
+    server.epoll_wait(epfd, 0)
+    assert server.epoll_ctl(epfd, ADD, listener, IN) == "EEXIST"
+    assert server.epoll_ctl(epfd, DEL, listener) == 0
+
+
+@pytest.mark.parametrize("edge", [0, ET])
+def test_spent(world: World, edge: int) -> None:
+    """T2: ONESHOT that has fired before connect, and before connect(AF_UNSPEC), is silent until it is armed again."""
+    client, server = world.client, world.server
+    listener, address = world.listener()
+    epfd = client.epoll_create()
+    fd = client.socket()
+    client.epoll_ctl(epfd, ADD, fd, IN | OUT | ONESHOT | edge, 1)
+    client.epoll_wait(epfd, 100)
+    client.connect(fd, address)
+    accepted, _ = server.accept(listener)
+    world.proves(fd, accepted)
+    server.close(accepted)
+    client.poll([(fd, IN)], 1000)
+    assert client.epoll_wait(epfd, 0) == []
+    assert client.epoll_ctl(epfd, ADD, fd, IN) == "EEXIST"
+    assert client.epoll_ctl(epfd, MOD, fd, IN | ONESHOT | edge, 2) == 0
+    client.epoll_wait(epfd, 100)
+    assert client.epoll_wait(epfd, 0) == []
+    client.disconnect(fd)
+    assert client.epoll_wait(epfd, 0) == []
+    assert client.epoll_ctl(epfd, ADD, fd, IN) == "EEXIST"
+    assert client.connect(fd, address) == 0
+    accepted, _ = server.accept(listener)
+    server.send(accepted, b"x")
+    client.poll([(fd, IN)], 1000)
+    assert client.epoll_wait(epfd, 0) == []
+    assert client.epoll_ctl(epfd, MOD, fd, IN | ONESHOT | edge, 3) == 0
+    assert client.epoll_wait(epfd, 100) == [(3, "IN")]
+    client.disconnect(fd)
+    assert client.epoll_ctl(epfd, DEL, fd) == 0
+    assert client.epoll_ctl(epfd, DEL, fd) == "ENOENT"

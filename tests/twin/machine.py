@@ -548,12 +548,7 @@ class Programs(RuleBasedStateMachine):
         if picked is None:
             return
         process, epfd, epoll = picked
-        shared = epoll.references > 1   # a listener's registration through another descriptor is not known
-        fds = [
-            fd
-            for fd, each in process.fds.items()
-            if each.kind == "socket" and not odd(each) and (each.state == "connected" or not shared)
-        ]
+        fds = [fd for fd, each in process.fds.items() if each.kind == "socket" and not odd(each)]
         if not fds:
             return
         fd = data.draw(st.sampled_from(fds))

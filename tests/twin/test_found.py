@@ -6,6 +6,26 @@ import pytest
 from lockstep import parse, replay
 
 FOUND = {
+    "T2, T3: aliases of a listener in an epoll that has two descriptors": """
+        server.socket(2, 1, 0)
+        server.listen(3, 8)
+        server.learn(3, 'p1')
+        server.epoll_create()
+        server.dup(3)
+        server.dup(4)
+        server.epoll_ctl(4, 1, 5, 1)
+        server.epoll_ctl(6, 1, 3, 1)
+    """,
+    "T2, T4: a listener that is in an epoll already, by another process": """
+        client.epoll_create()
+        client.socket(2, 1, 0)
+        client.bind(4, ('127.0.0.1', 0))
+        client.listen(4, 8)
+        client.learn(4, 'p1')
+        client.fork('client1')
+        client.epoll_ctl(3, 1, 4, 1)
+        client1.epoll_ctl(3, 1, 4, 1)
+    """,
     "T3, T4: O_NONBLOCK of a listener, set by a child": """
         client.socket(2, 1, 0)
         client.listen(3, 8)
