@@ -606,8 +606,13 @@ static void note_clone(long flags)
 
 int hook_clone(int (*run)(void *), void *stack, int flags, void *argument, pid_t *parent, void *tls, pid_t *child)
 {
+    if (flags & CLONE_THREAD)
+        return real.clone(run, stack, flags, argument, parent, tls, child);
     note_clone(flags);
-    return real.clone(run, stack, flags, argument, parent, tls, child);
+    hidden_before_start();
+    int result = real.clone(run, stack, flags, argument, parent, tls, child);
+    hidden_after_start();
+    return result;
 }
 
 int hook_prctl(int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d)
@@ -911,17 +916,29 @@ long hook_syscall(long number, long a, long b, long c, long d, long e, long f)
 /* vfork: the child runs on its parent's stack and memory, so the hook cannot be a C function that calls the original. It
  * marks the thread, and the first hook that matters asks in which of the two processes it is. */
 #if defined __x86_64__
+__attribute__((used)) void hook_before_vfork(void)
+{
+    lifecycle_vfork = 1;
+    hidden_before_start();
+}
+
 __asm__(".text\n.globl vfork\n.type vfork, @function\nvfork:\n"
         "    endbr64\n"
-        "    movq lifecycle_vfork@gottpoff(%rip), %rax\n"
-        "    movl $1, %fs:(%rax)\n"
+        "    subq $8, %rsp\n"
+        "    call hook_before_vfork\n"
+        "    addq $8, %rsp\n"
         "    popq %rdi\n"
         "    movl $58, %eax\n"
         "    syscall\n"
         "    pushq %rdi\n"
+        "    testl %eax, %eax\n"
+        "    jz 2f\n"
+        "    pushq %rax\n"
+        "    call hidden_after_start\n"
+        "    popq %rax\n"
         "    cmpl $-4095, %eax\n"
         "    jae 1f\n"
-        "    ret\n"
+        "2:  ret\n"
         "1:  negl %eax\n"
         "    pushq %rbx\n"
         "    movl %eax, %ebx\n"

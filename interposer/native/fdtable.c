@@ -15,10 +15,13 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #define HIDDEN_CEILING 16384           /* a larger kernel table costs every fork */
 #define HIDDEN_DEPTH 64                /* below the limit, where there is no room above it */
+#define LIMIT_MOMENTS 1000             /* for a holder that has to wait for a processor */
 #define RECLAIM 32                     /* parked sockets given up at a time */
 
 _Atomic(_Atomic(struct sock *) *) fdtable_leaves[FDTABLE_LEAVES];
@@ -27,6 +30,7 @@ static _Atomic(struct sock *) first_leaf[FDTABLE_LEAF];
 POOL(socks, struct sock);
 static _Atomic bool outlived;          /* a listener was closed while a thread waited in accept() */
 static _Atomic int limit_lock;         /* RLIMIT_NOFILE is raised for a moment */
+static _Atomic int starting;           /* threads that are starting a process: it is not raised */
 static struct sock hidden = {.refs = 1, .aliases = 1, .phase = SOCK_HIDDEN, .shadow = -1};
 
 static _Atomic(struct sock *) *entry(int fd)
@@ -276,7 +280,7 @@ static bool take_limit(void)
 
 void fdtable_after_fork_child(void)
 {
-    limit_lock = 0;
+    limit_lock = starting = 0;
     connecting_unlock_in_child();
     fdtable_each(0, ~0u, release_inherited, NULL);
     if (outlived)
@@ -285,17 +289,14 @@ void fdtable_after_fork_child(void)
         fdtable_each(0, ~0u, end_connecting, NULL);
 }
 
-static _Thread_local bool limit_taken;
-
 void fdtable_before_fork(void)
 {
-    limit_taken = take_limit();        /* no child may inherit a raised limit */
+    hidden_before_start();
 }
 
 void fdtable_after_fork_parent(void)
 {
-    if (limit_taken)
-        limit_lock = 0;
+    hidden_after_start();
 }
 
 static bool reclaim(int fd, struct sock *sock, void *context)
@@ -353,6 +354,22 @@ bool hidden_give(_Atomic int *place)
     return ours;
 }
 
+void hidden_before_start(void)
+{
+    const struct timespec moment = {0, 50000};
+    int saved = errno;
+    atomic_fetch_add(&starting, 1);
+    /* Bounded: a signal handler may have interrupted the holder. By number: no thread may be cancelled here. */
+    for (int tries = 0; tries < LIMIT_MOMENTS && limit_lock; tries++)
+        real.syscall(SYS_nanosleep, (long)&moment, 0, 0, 0, 0, 0);
+    errno = saved;
+}
+
+void hidden_after_start(void)
+{
+    atomic_fetch_sub(&starting, 1);
+}
+
 /* Just above the soft limit: the program loses no number. The limit is raised for this one call. */
 static int above_limit(int fd, const struct rlimit *limit)
 {
@@ -362,7 +379,7 @@ static int above_limit(int fd, const struct rlimit *limit)
     struct rlimit raised = {limit->rlim_cur + (room < HIDDEN_CEILING ? room : HIDDEN_CEILING), limit->rlim_max};
     if (!take_limit())
         return -1;
-    if (prlimit(0, RLIMIT_NOFILE, &raised, &seen) == 0) {
+    if (!starting && prlimit(0, RLIMIT_NOFILE, &raised, &seen) == 0) {
         if (seen.rlim_cur == limit->rlim_cur)
             copy = real.fcntl(fd, F_DUPFD_CLOEXEC, (long)limit->rlim_cur);
         struct rlimit restored = seen;

@@ -181,6 +181,9 @@ int hidden_park(const struct sock *sock, int fd);
  * kernel more than 10 ms. */
 void hidden_prepare(void);
 int hidden_dup(int fd);
+/* A process that is started inherits the limit of that moment: between the two calls it is as the program set it. */
+void hidden_before_start(void);
+void hidden_after_start(void);
 /* fd stays where it is, as one of the switch's own. */
 void hidden_adopt(int fd);
 /* The program is out of descriptors: gives some hidden ones up. Parked sockets first, and with them the claim to their

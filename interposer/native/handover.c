@@ -399,12 +399,7 @@ static void before(const char *file, bool search, char *const environment[], boo
     errno = saved;
 }
 
-void handover_before_exec(const char *file, bool search, char *const environment[])
-{
-    before(file, search, environment, false);
-}
-
-void handover_after_exec(void)
+static void take_back(void)
 {
     int saved = errno;
     if (lifecycle_active && !switch_guard)
@@ -412,8 +407,23 @@ void handover_after_exec(void)
     errno = saved;
 }
 
+void handover_before_exec(const char *file, bool search, char *const environment[])
+{
+    if (!lifecycle_borrowed())         /* in a vfork child the count is the parent's, and stands */
+        hidden_before_start();
+    before(file, search, environment, false);
+}
+
+void handover_after_exec(void)
+{
+    take_back();
+    if (!lifecycle_borrowed())
+        hidden_after_start();
+}
+
 void handover_before_spawn(const char *file, bool search, char *const environment[], bool actions)
 {
+    hidden_before_start();
     atomic_fetch_add(&spawning, 1);
     before(file, search, environment, actions);
 }
@@ -421,7 +431,15 @@ void handover_before_spawn(const char *file, bool search, char *const environmen
 void handover_after_spawn(void)
 {
     if (atomic_fetch_sub(&spawning, 1) == 1)
-        handover_after_exec();
+        take_back();
+    hidden_after_start();
+}
+
+/* The thread that was starting a program does not exist here. */
+void handover_after_fork_child(void)
+{
+    if (atomic_exchange(&spawning, 0))
+        take_back();
 }
 
 void handover_before_send(const struct msghdr *message)

@@ -22,6 +22,7 @@ void handover_after_exec(void);
 /* The same around a call that starts another process. `actions`: descriptors may become others on the way. */
 void handover_before_spawn(const char *file, bool search, char *const environment[], bool actions);
 void handover_after_spawn(void);
+void handover_after_fork_child(void);
 /* Before sendmsg() and after recvmsg(), where there are control data. */
 void handover_before_send(const struct msghdr *message);
 void handover_received(struct msghdr *message);

@@ -86,6 +86,7 @@ static void after_fork_child(void)
     ports_after_fork_child();
     provider_unix_after_fork_child();
     fdtable_after_fork_child();
+    handover_after_fork_child();
     stats_after_fork_child();
     if (!sandbox_closed)
         engine_after_fork_child();

@@ -152,6 +152,15 @@ def test_nobody_waits_in_vain(san: World) -> None:
     assert actor.recv(accepted, 10) == b"served"
 
 
+@pytest.mark.parametrize("way", ["posix_spawn", "vfork", "clone", "fork"])
+def test_limit_of_a_child(way: str) -> None:
+    """X6, X8: a process that one thread starts while another connects has the program's limit of open files, which is
+    raised for a moment to place a hidden descriptor."""
+    command = [build("start_race", "-pthread"), way]
+    run = subprocess.run(command, env=switched_environment(), capture_output=True, text=True, timeout=60)
+    assert (run.returncode, run.stdout) == (0, "0\n"), run.stderr
+
+
 @pytest.mark.parametrize("spare", [0, 100_000, 1_000_000])
 def test_memory_runs_out(spare: int) -> None:
     """X6, S7, T12: in an address space that cannot grow connections and listeners work, by TCP or known by their names

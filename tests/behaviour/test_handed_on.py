@@ -72,6 +72,37 @@ print(*ask())
 """) == ["san", "ok", "san", "ok"]
 
 
+def test_fork_beside_a_start() -> None:
+    """S23, T4: a child that is forked while another thread starts a program lets no program inherit companions by accident,
+    neither then nor after a start of its own."""
+    assert said("""
+def inheritable():
+    numbers = [int(name) for name in os.listdir("/proc/self/fd")]
+    def flags(number):
+        try:
+            return int(open(f"/proc/self/fdinfo/{number}").read().split()[3], 8)
+        except FileNotFoundError:
+            return os.O_CLOEXEC
+    return [number for number in numbers if number > 2 and not flags(number) & os.O_CLOEXEC]
+print(inheritable() == [listener.fileno()])
+here, there = os.pipe()
+os.set_inheritable(there, True)
+starter = threading.Thread(target=os.system, args=(f"echo x >&{there}; exec sleep 1",))
+starter.start()
+os.read(here, 1)
+os.set_inheritable(there, False)
+child = os.fork()
+if child == 0:
+    print(inheritable() == [listener.fileno()])
+    os.system("true")
+    print(inheritable() == [listener.fileno()], flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+starter.join()
+print(inheritable() == [listener.fileno()])
+""") == ["True"] * 4
+
+
 @pytest.mark.parametrize("way", ["fork", "posix_spawn"])
 def test_flags_of_an_inherited_listener(way: str) -> None:
     """T3, T4: another program finds a blocking listener blocking, and the maker's accept goes on to wait."""
