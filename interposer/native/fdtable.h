@@ -57,7 +57,8 @@ struct sock {
     _Atomic uint8_t slow;              /* SLOW_* */
     uint8_t family;                    /* AF_INET or AF_INET6 */
     uint8_t role;                      /* ROW_* of stats.h */
-    bool bound, port_is_ours, shut_write;
+    bool bound, port_is_ours, shut_write;   /* bound, of an accepted one: its listener was, to one address */
+    bool left;                         /* getsockname() says what it said before connect(AF_UNSPEC): `local` */
     bool signals;                      /* its owner or its signal was set: F_SETOWN and its kin */
     _Atomic bool in_epoll;             /* a connection that was registered with one at some time */
     _Atomic bool spent;                /* one of its registrations is, or was */

@@ -169,6 +169,11 @@ static bool bind_by_kernel(const struct sock *sock, int fd, struct range half, s
     return bound && ports_local(fd, local) && local->port;
 }
 
+bool ports_by_kernel(const struct sock *sock, int fd, struct endpoint *local)
+{
+    return bind_by_kernel(sock, fd, (struct range){0}, local);
+}
+
 bool ports_own(const struct sock *sock, int fd, struct endpoint *local)
 {
     struct range half = upper_half();

@@ -10,5 +10,7 @@ bool ports_local(int fd, struct endpoint *local);
 int ports_bind(struct sock *sock, int fd, const struct endpoint *source, struct endpoint *local);
 /* Binds to local's address and a port that nobody has, into *local. False: with the errno of the last attempt. */
 bool ports_own(const struct sock *sock, int fd, struct endpoint *local);
+/* Binds to local's address and a port that bind() is not to have named: it goes with the connection. */
+bool ports_by_kernel(const struct sock *sock, int fd, struct endpoint *local);
 void ports_after_fork_child(void);
 #endif

@@ -108,8 +108,10 @@ static struct sock *hold(int fd)
 static bool begin(struct sock *sock)
 {
     uint8_t expected = SOCK_FRESH;
-    return !switch_guard && !lifecycle_borrowed() &&
-           atomic_compare_exchange_strong(&sock->phase, &expected, SOCK_DECIDING);
+    if (switch_guard || lifecycle_borrowed() || !atomic_compare_exchange_strong(&sock->phase, &expected, SOCK_DECIDING))
+        return false;
+    sock->left = false;
+    return true;
 }
 
 /* --- socket, listen, connect --- */
@@ -265,38 +267,81 @@ static bool is_over(const struct sock *sock, int fd)
            (sock->shut_write && !sock_is_slow(sock, SLOW_SHUT_READ) && look.revents & POLLHUP);
 }
 
-/* connect(AF_UNSPEC): the TCP socket takes its place again, as fresh as TCP makes it: a port that only the companion
- * needed is given up. */
+/* What getsockname() goes on to say where bind() never named the address, or the port. */
+static struct endpoint left_over(const struct sock *sock)
+{
+    struct endpoint name = sock->local;
+    if (!sock->bound || sock->port_is_ours)
+        endpoint_set_wildcard(&name, sock->family == AF_INET);
+    name.port = sock->local.port;
+    return name;
+}
+
+/* The TCP socket that stands in for a companion that goes: where the program had not bound the connection, a fresh one.
+ * Connected to itself and disconnected it is as TCP's socket, and the kernel tells of the reset. Its hidden number, or -1. */
+static int disconnected(struct sock *sock, bool *told)
+{
+    bool own = sock->role == ROW_CONNECT && !sock->port_is_ours;
+    struct endpoint place = left_over(sock);
+    if (!own) {
+        hidden_close(atomic_exchange(&sock->shadow, -1));
+        atomic_store(&sock->joined, 0);
+    }
+    int fd = options_shadow(sock);
+    if (fd < 0)
+        return -1;
+    if (!own)
+        ports_by_kernel(sock, fd, &place);
+    options_connected(sock);
+    options_part(sock, fd);
+    struct pollfd look = {fd, 0, 0};
+    *told = real.poll(&look, 1, 0) == 1 && look.revents & POLLERR;
+    return fd;
+}
+
+static int pending_error(int fd)
+{
+    int error = 0;
+    socklen_t length = sizeof error;
+    return real.getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length) < 0 ? 0 : error;
+}
+
+/* connect(AF_UNSPEC): a TCP socket takes its place again. */
 static int disconnect(struct sock *sock, int fd)
 {
-    if (sock->role != ROW_CONNECT)
-        return fail(EOPNOTSUPP);
-    if (sock->port_is_ours)
-        hidden_close(atomic_exchange(&sock->shadow, -1));
-    struct replacement replacement = {sock, options_shadow(sock), 0};
+    bool told, quiet = is_over(sock, fd) && !pending_error(fd), ours = sock->port_is_ours;
+    struct endpoint name = left_over(sock);
+    int saved = errno;
+    struct replacement replacement = {sock, disconnected(sock, &told), 0};
     if (replacement.with < 0)
         return fail(ENOBUFS);
-    if (atomic_load(&sock->joined) == replacement.with)
-        options_part(sock, replacement.with);
-    atomic_store(&sock->joined, 0);
+    if (quiet && told)
+        pending_error(replacement.with);
     companion_copy_flags(sock, fd, replacement.with, false);
     options_replay(sock, replacement.with);
-    int error = is_over(sock, fd) ? 0 : ECONNRESET | CONNECT_CANCELLED;   /* as TCP says when it resets the peer */
     readiness_recall(sock, fd);
     readiness_before_swap(sock);
     fdtable_each(0, ~0u, replace, &replacement);
     readiness_after_swap(sock, true);
     hidden_close(atomic_exchange(&sock->shadow, -1));
     stats_row_clear(fd);
+    if (!ours)                         /* who else has the port, and whether the kernel keeps it, is not known here */
+        sock->unfit = REASON_RECONNECT;
+    if (ours || sock->role == ROW_ACCEPT) {
+        sock->local = name;
+        sock->left = true;
+        sock->bound = false;
+    }
     sock->role = 0;
-    sock->bound &= !sock->port_is_ours;
+    sock->port_is_ours = false;
     sock->shut_write = false;
     sock->announce = false;
-    atomic_store(&sock->connect_error, error);
+    atomic_store(&sock->connect_error, quiet || told ? 0 : ECONNRESET | CONNECT_CANCELLED);
     atomic_store(&sock->slow, 0);
     companion_stop_moving(&sock->moving);
     sock->moving = (struct moving){0};
     atomic_store(&sock->phase, SOCK_FRESH);
+    errno = saved;
     return replacement.error ? fail(replacement.error) : 0;
 }
 
@@ -643,6 +688,7 @@ static int accept_companion(struct sock *listener, int index, struct sockaddr *a
     sock->moving = moving;
     sock->slow = moving.mover ? SLOW_MOVER : 0;
     sock->v6only = listener->v6only;
+    sock->bound = !endpoint_is_wildcard(&listener->local);
     sock->local = local;
     sock->remote = peer;
     sock->companions[0].provider = listener->companions[index].provider;
@@ -907,9 +953,16 @@ int switch_bind(const struct sock *sock, const struct sockaddr *address, socklen
     return fail(any ? EINVAL : EAFNOSUPPORT);
 }
 
+/* The name that a connection left over: TCP's socket would have it still. */
+static bool is_left(int fd)
+{
+    const struct sock *sock = fdtable_peek(fd);
+    return sock && sock->left && !sock->bound && sock_phase(sock) == SOCK_FRESH;
+}
+
 static int name(int fd, struct sockaddr *address, socklen_t *length, bool peer)
 {
-    struct sock *sock = fdtable_companion(fd) ? fdtable_get(fd) : NULL;
+    struct sock *sock = fdtable_companion(fd) || (!peer && is_left(fd)) ? fdtable_get(fd) : NULL;
     if (!sock) {
         socklen_t room = memory_reads(length, sizeof *length) ? *length : 0;
         int result = (peer ? real.getpeername : real.getsockname)(fd, address, length);

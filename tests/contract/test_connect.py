@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import select
 import signal
 import socket
 import struct
@@ -182,6 +183,65 @@ def test_disconnect(world: World) -> None:
     again, _ = server.accept(listener)
     client.send(fd, b"again")
     assert server.recv(again, 10) == b"again"
+
+
+@pytest.mark.parametrize("side", ["client", "bound", "wildcard", "accepted", "accepted from any"])
+@pytest.mark.parametrize("first", ["send", "recv", "error", "poll", "shutdown"])
+def test_disconnect_leaves(world: World, side: str, first: str) -> None:
+    """T1, S26: what connect(AF_UNSPEC) leaves at either end: a reset that is told once, and the local name as TCP keeps it;
+    the peer is told where bytes were unread. The socket can be used again."""
+    client, server = world.client, world.server
+    listener, address = world.listener(host="0.0.0.0" if side == "accepted from any" else LOOPBACK)
+    fd = client.socket()
+    if side in ("bound", "wildcard"):
+        assert client.bind(fd, (LOOPBACK if side == "bound" else "0.0.0.0", world.port())) == 0
+    assert client.connect(fd, (LOOPBACK, address[1])) == 0
+    accepted, _ = server.accept(listener)
+    world.proves(fd, accepted)
+    actor, ended = (server, accepted) if side.startswith("accepted") else (client, fd)
+    peer, other = (client, fd) if side.startswith("accepted") else (server, accepted)
+    name = actor.getsockname(ended)
+    peer.send(other, b"never read")
+    assert actor.poll([(ended, select.POLLIN)], 2000)[0] == 1
+    assert actor.disconnect(ended) == 0
+    if first == "send":
+        assert actor.send(ended, b"x", socket.MSG_NOSIGNAL) == "ECONNRESET"
+    elif first == "recv":
+        assert actor.recv(ended, 5) == "ECONNRESET"
+    elif first == "error":
+        assert actor.getsockopt(ended, socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET
+    elif first == "poll":
+        actor.poll([(ended, select.POLLIN | select.POLLOUT)], 0)
+    else:
+        actor.shutdown(ended, socket.SHUT_WR)
+    assert actor.getsockname(ended)[1] == name[1]
+    actor.getpeername(ended)
+    actor.recv(ended, 5)
+    actor.send(ended, b"x", socket.MSG_NOSIGNAL)
+    actor.poll([(ended, select.POLLIN | select.POLLOUT)], 0)
+    assert peer.recv(other, 50) == "ECONNRESET"
+    peer.getsockname(other)
+    peer.getpeername(other)
+    assert actor.connect(ended, (LOOPBACK, address[1])) == 0
+    actor.getpeername(ended)
+    if side in ("bound", "wildcard"):
+        assert actor.getsockname(ended)[1] == name[1]
+    again = world.server.accept(listener)
+    if first != "shutdown":            # which holds on: TCP sends no more
+        assert actor.send(ended, b"again") == 5
+        assert server.recv(again[0], 10) == b"again"
+
+
+def test_disconnect_after_both_ends_closed(world: World) -> None:
+    """T1: no reset is told where the connection was over."""
+    client, server = world.client, world.server
+    fd, accepted = world.pair()
+    server.close(accepted)
+    client.shutdown(fd, socket.SHUT_WR)
+    client.raw("usleep", 20000)
+    assert client.disconnect(fd) == 0
+    assert client.getsockopt(fd, socket.SOL_SOCKET, socket.SO_ERROR) == 0
+    assert client.recv(fd, 5) == "ENOTCONN"
 
 
 def test_disconnect_unconnected(world: World) -> None:
