@@ -10,6 +10,8 @@
 #include "interposer/native/lifecycle.h"
 #include "interposer/native/memory.h"
 #include "interposer/native/options.h"
+#include "interposer/native/polling.h"
+#include "interposer/native/private_epoll.h"
 #include "interposer/native/readiness.h"
 #include "interposer/native/switch.h"
 #include "interposer/native/uring.h"
@@ -368,13 +370,13 @@ int hook_sendmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags)
 int hook_poll(struct pollfd *fds, nfds_t count, int timeout)
 {
     bool pass = fdtable_is_idle() || count > FDTABLE_LEAF * FDTABLE_LEAVES || !memory_reads(fds, count * sizeof *fds);
-    return pass ? real.poll(fds, count, timeout) : readiness_poll(fds, count, timeout);
+    return pass ? real.poll(fds, count, timeout) : polling_poll(fds, count, timeout);
 }
 
 int hook_ppoll(struct pollfd *fds, nfds_t count, const struct timespec *timeout, const sigset_t *mask)
 {
     bool pass = fdtable_is_idle() || count > FDTABLE_LEAF * FDTABLE_LEAVES || !memory_reads(fds, count * sizeof *fds);
-    return pass ? real.ppoll(fds, count, timeout, mask) : readiness_ppoll(fds, count, timeout, mask);
+    return pass ? real.ppoll(fds, count, timeout, mask) : polling_ppoll(fds, count, timeout, mask);
 }
 
 /* What the kernel will read of them. */
@@ -387,16 +389,16 @@ static bool sets_are_there(int count, const fd_set *in, const fd_set *out, const
 int hook_select(int count, fd_set *in, fd_set *out, fd_set *except, struct timeval *timeout)
 {
     if (count > FD_SETSIZE)
-        count = readiness_select_bound(count);
-    if (fdtable_is_idle() || !sets_are_there(count, in, out, except) || !readiness_selects(count, in, out, except) ||
+        count = polling_select_bound(count);
+    if (fdtable_is_idle() || !sets_are_there(count, in, out, except) || !polling_selects(count, in, out, except) ||
         (timeout && (!memory_takes(timeout, sizeof *timeout) || timeout->tv_sec < 0 || timeout->tv_usec < 0)))
         return real.select(count, in, out, except, timeout);
     if (!timeout)
-        return readiness_select(count, in, out, except, NULL, NULL);
+        return polling_select(count, in, out, except, NULL, NULL);
     struct timespec limit = {0, timeout->tv_usec % 1000000 * 1000};
     if (__builtin_add_overflow(timeout->tv_sec, timeout->tv_usec / 1000000, &limit.tv_sec))
         limit.tv_sec = INT64_MAX;
-    int result = readiness_select(count, in, out, except, &limit, NULL);
+    int result = polling_select(count, in, out, except, &limit, NULL);
     *timeout = (struct timeval){limit.tv_sec, limit.tv_nsec / 1000};
     return result;
 }
@@ -404,12 +406,12 @@ int hook_select(int count, fd_set *in, fd_set *out, fd_set *except, struct timev
 int hook_pselect(int count, fd_set *in, fd_set *out, fd_set *except, const struct timespec *timeout, const sigset_t *mask)
 {
     if (count > FD_SETSIZE)
-        count = readiness_select_bound(count);
-    if (fdtable_is_idle() || !sets_are_there(count, in, out, except) || !readiness_selects(count, in, out, except) ||
+        count = polling_select_bound(count);
+    if (fdtable_is_idle() || !sets_are_there(count, in, out, except) || !polling_selects(count, in, out, except) ||
         (timeout && !memory_reads(timeout, sizeof *timeout)))
         return real.pselect(count, in, out, except, timeout, mask);
     struct timespec limit = timeout ? *timeout : (struct timespec){0};   /* pselect leaves the program's as it is */
-    return readiness_select(count, in, out, except, timeout ? &limit : NULL, mask);
+    return polling_select(count, in, out, except, timeout ? &limit : NULL, mask);
 }
 
 int hook_epoll_ctl(int epfd, int operation, int fd, struct epoll_event *event)
@@ -713,13 +715,13 @@ int hook_socketpair(int domain, int type, int protocol, int pair[2])
 
 int hook_epoll_create(int size)
 {
-    readiness_epoll_made();
+    private_epoll_needed();
     MAKE_ONE(real.epoll_create(size))
 }
 
 int hook_epoll_create1(int flags)
 {
-    readiness_epoll_made();
+    private_epoll_needed();
     MAKE_ONE(real.epoll_create1(flags))
 }
 
@@ -785,9 +787,9 @@ static long pselect_by_number(int count, fd_set *in, fd_set *out, fd_set *except
                               const struct kernel_mask *mask)
 {
     sigset_t wide;
-    if (!readiness_selects(count, in, out, except) || (mask && mask->bits && mask->size != sizeof(uint64_t)))
+    if (!polling_selects(count, in, out, except) || (mask && mask->bits && mask->size != sizeof(uint64_t)))
         return real.syscall(SYS_pselect6, count, (long)in, (long)out, (long)except, (long)timeout, (long)mask);
-    return readiness_select(count, in, out, except, timeout, mask ? wide_mask(*mask, &wide) : NULL);
+    return polling_select(count, in, out, except, timeout, mask ? wide_mask(*mask, &wide) : NULL);
 }
 
 static __attribute__((noinline)) long by_number(long number, long a, long b, long c, long d, long e, long f)

@@ -6,6 +6,7 @@
 #include "helper.h"
 #include "lifecycle.h"
 #include "provider_unix.h"
+#include "private_epoll.h"
 #include "readiness.h"
 #include "real.h"
 #include "stats.h"
@@ -242,7 +243,7 @@ static bool release_inherited(int fd, struct sock *sock, void *context)
     atomic_store(&sock->lock, 0);
     atomic_store(&sock->refs, atomic_load(&sock->aliases));
     atomic_store(&sock->waiters, 0);
-    readiness_without_waiters(sock);
+    private_epoll_without_waiters(sock);
     if (sock_phase(sock) == SOCK_DECIDING)
         atomic_store(&sock->phase, SOCK_TCP);
     connecting_after_fork_child(sock, fd);

@@ -9,7 +9,7 @@
 #include "netinfo.h"
 #include "ports.h"
 #include "provider_unix.h"
-#include "readiness.h"
+#include "private_epoll.h"
 #include "real.h"
 #include "sandbox.h"
 #include "stats.h"
@@ -60,7 +60,7 @@ bool lifecycle_borrowed(void)
 
 static void before_fork(void)
 {
-    readiness_before_fork();
+    private_epoll_before_fork();
     atomic_fetch_add(&forks, 1);
     if (!sandbox_closed)               /* where nothing is decided any more */
         engine_before_fork();

@@ -11,6 +11,8 @@
 #include "memory.h"
 #include "options.h"
 #include "ports.h"
+#include "polling.h"
+#include "private_epoll.h"
 #include "readiness.h"
 #include "reasons.h"
 #include "sleepers.h"
@@ -390,7 +392,7 @@ static int settle(struct sock *sock, int fd, const struct verdict *verdict, int 
 {
     if (result == 0) {
         sock->role = ROW_CONNECT;
-        readiness_renew_epoll(sock);
+        private_epoll_renew(sock);
         sock_becomes(sock, SOCK_CONNECTED);
         stats_connection(sock->companions[0].provider->id);
         switch_publish(fd, sock);
@@ -814,7 +816,7 @@ struct wait {
 static void wait_no_more(void *context)
 {
     struct wait *wait = context;
-    readiness_give_epoll(wait->sock, wait->place);
+    private_epoll_give(wait->sock, wait->place);
     sock_put(wait->sock);
 }
 
@@ -829,12 +831,12 @@ static int wait_on(struct sock *sock, int fd, int timeout)
 {
     struct epoll_event events[PROVIDERS_MAX + 1];
     struct wait wait = {.sock = sock};
-    int count, ready = 0, epfd = readiness_take_epoll(sock, fd, &wait.place);
+    int count, ready = 0, epfd = private_epoll_take(sock, fd, &wait.place);
     pthread_cleanup_push(wait_no_more, &wait);
     count = epfd < 0 ? poll_sides(sock, fd, ~0u, timeout) : epoll_wait(epfd, events, PROVIDERS_MAX + 1, timeout);
     pthread_cleanup_pop(0);
     int error = errno;
-    readiness_give_epoll(sock, wait.place);
+    private_epoll_give(sock, wait.place);
     if (epfd < 0)
         return count;
     for (int i = 0; i < count; i++)    /* data: 0 is TCP, the companions follow */
@@ -1106,7 +1108,7 @@ static void duplicated(int from, int to, uint32_t swaps)
     if (to < 0 || from == to || lifecycle_borrowed())
         return;
     if (to >= FD_SETSIZE)
-        readiness_high_number();
+        polling_high_number();
     struct sock *sock = fdtable_get(from);
     if (!sock) {
         fdtable_drop(to);
