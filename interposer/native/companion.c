@@ -545,6 +545,7 @@ int companion_listen(struct sock *sock, int fd, const struct verdict *verdict, i
     close_companions(sock);            /* of a listener that was shut down before */
     take_common(sock);
     sock->quiet = quiet;
+    sock->inherited = false;
     for (int i = 0; i < PROVIDERS_MAX && verdict->providers[i]; i++) {
         struct companion companion = {.provider = provider_by_id(verdict->providers[i])};
         if (!companion.provider)
@@ -604,6 +605,7 @@ bool companion_take(struct sock *sock, int fd, int *fds, int count)
         return false;
     learn_v6only(sock, fd);
     take_common(sock);
+    sock->inherited = true;
     sock->quiet = true;                /* perhaps; this program may have an io_uring */
     return true;
 }
@@ -688,7 +690,12 @@ void companion_turn_away(struct sock *sock)
 {
     struct moving moving;
     struct endpoint local, peer;
+    bool alone = !sock->inherited && sock->fork_count == lifecycle_forks() && !lifecycle_borrowed() &&
+                 sock_phase(sock) != SOCK_LISTENING;
     for (int i = 0; i < sock->ncompanions; i++) {
+        const struct companion *companion = &sock->companions[i];
+        if (alone && companion->provider->wsp_reset && companion->provider->wsp_reset(companion->descriptor))
+            continue;
         int fd;
         while ((fd = companion_accept(sock, i, true, true, &moving, &local, &peer)) >= 0 || fd == -ECONNABORTED)
             if (fd >= 0) {

@@ -58,6 +58,7 @@ struct sock {
     uint8_t family;                    /* AF_INET or AF_INET6 */
     uint8_t role;                      /* ROW_* of stats.h */
     bool bound, port_is_ours, shut_write;   /* bound, of an accepted one: its listener was, to one address */
+    bool inherited;                    /* a listener's companions came from another program, which may have them still */
     bool left;                         /* getsockname() says what it said before connect(AF_UNSPEC): `local` */
     bool signals;                      /* its owner or its signal was set: F_SETOWN and its kin */
     _Atomic bool in_epoll;             /* a connection that was registered with one at some time */

@@ -597,6 +597,17 @@ static void unix_silence(wsp_descriptor descriptor)
     real.shutdown(listener->fd, SHUT_RDWR);
 }
 
+/* The kernel resets who waits when it closes the listener. Another thread may be using its number. */
+static bool unix_reset(wsp_descriptor descriptor)
+{
+    const struct unix_companion *listener = from_descriptor(descriptor);
+    int deaf = open_stream();
+    bool done = deaf >= 0 && hidden_is(listener->fd) && real.dup3(deaf, listener->fd, O_CLOEXEC) >= 0;
+    if (deaf >= 0)
+        real.close(deaf);
+    return done;
+}
+
 /* The beacon, which nobody reads, carries the program's view of O_NONBLOCK. */
 static int unix_pass(wsp_descriptor descriptor, bool on, bool nonblocking)
 {
@@ -749,6 +760,7 @@ const struct san_provider provider_unix = {
     .wsp_connect = unix_connect,
     .wsp_accept = unix_accept,
     .wsp_silence = unix_silence,
+    .wsp_reset = unix_reset,
     .wsp_pass = unix_pass,
     .wsp_passed = unix_passed,
     .wsp_take = unix_take,

@@ -61,6 +61,8 @@ struct san_provider {
     /* A listener refuses from here on, in every process that shares it; what waits already can still be accepted, and
      * then wsp_accept says -EINVAL. */
     void (*wsp_silence)(wsp_descriptor listener);
+    /* No other process has this silenced listener: who waits there is to see a reset. False: the switch accepts and closes. */
+    bool (*wsp_reset)(wsp_descriptor listener);
     int (*wsp_close_socket)(wsp_descriptor companion);
 
     /* The kernel descriptor behind a companion: a listener's shows readiness, any shows its name space. */

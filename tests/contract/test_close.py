@@ -348,3 +348,33 @@ def test_listener_closed_with_silent_clients(world: World) -> None:
     server.close(listener)
     client.raw("usleep", 20000)
     assert client.recv(fd, 10) == "ECONNRESET"
+
+
+@pytest.mark.parametrize("says", ["nothing", "something"])
+def test_listener_shut_down_with_waiting_clients(world: World, says: str) -> None:
+    """S23, T9: clients in the backlog of a listener that is shut down are reset; it can listen again."""
+    client, server = world.client, world.server
+    listener, address = world.listener()
+    waiting = [client.socket() for _ in range(3)]
+    for fd in waiting:
+        assert client.connect(fd, address) == 0
+        world.proves(client_fd=fd)
+        if says == "something":
+            client.send(fd, b"hello")
+    worker = client.thread("worker")
+    pending = worker.start_recv(waiting[0], 10)
+    assert pending.blocks()
+    assert server.shutdown(listener, socket.SHUT_RD) == 0
+    assert pending.result(2) == "ECONNRESET"
+    for fd in waiting[1:]:
+        client.raw("usleep", 20000)
+        assert client.recv(fd, 10) == "ECONNRESET"
+        assert client.recv(fd, 10) == b""
+    assert server.accept(listener) == "EINVAL"
+    again = client.socket()
+    assert client.connect(again, address) == "ECONNREFUSED"
+    assert server.listen(listener, 4) == 0
+    address = server.getsockname(listener)[:2]
+    fd, accepted = world.join(listener, address)
+    client.send(fd, b"again")
+    assert server.recv(accepted, 10) == b"again"
