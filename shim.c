@@ -582,6 +582,11 @@ int hook_posix_spawnp(pid_t *pid, const char *file, const posix_spawn_file_actio
     return result;
 }
 
+static bool starved(void)
+{
+    return errno == EMFILE && hidden_reclaim();
+}
+
 /* libc starts the shell by calls that no hook sees. */
 int hook_system(const char *command)
 {
@@ -593,8 +598,11 @@ int hook_system(const char *command)
 
 FILE *hook_popen(const char *command, const char *mode)
 {
+    FILE *result;
     handover_before_spawn("/bin/sh", false, environ, false);
-    FILE *result = real.popen(command, mode);
+    do
+        result = real.popen(command, mode);
+    while (!result && starved());
     handover_after_spawn();
     return result;
 }
@@ -644,11 +652,6 @@ static void made(int fd)
         fdtable_drop(fd);
 }
 
-static bool starved(void)
-{
-    return errno == EMFILE && hidden_reclaim();
-}
-
 #define MAKE(type, result, failed, fd, call)                                                                           \
     int saved = errno;                                                                                                 \
     type result;                                                                                                       \
@@ -681,6 +684,52 @@ int hook_openat(int directory, const char *path, int flags, unsigned mode)
 int hook_openat64(int directory, const char *path, int flags, unsigned mode)
 {
     MAKE_ONE(real.openat64(directory, path, flags, mode))
+}
+
+int hook_creat(const char *path, unsigned mode)
+{
+    MAKE_ONE(real.creat(path, mode))
+}
+
+int hook_creat64(const char *path, unsigned mode)
+{
+    MAKE_ONE(real.creat64(path, mode))
+}
+
+/* FORTIFY's, without a mode. */
+int hook___open_2(const char *path, int flags)
+{
+    MAKE_ONE(real.__open_2(path, flags))
+}
+
+int hook___open64_2(const char *path, int flags)
+{
+    MAKE_ONE(real.__open64_2(path, flags))
+}
+
+int hook___openat_2(int directory, const char *path, int flags)
+{
+    MAKE_ONE(real.__openat_2(directory, path, flags))
+}
+
+int hook___openat64_2(int directory, const char *path, int flags)
+{
+    MAKE_ONE(real.__openat64_2(directory, path, flags))
+}
+
+int hook_shm_open(const char *name, int flags, unsigned mode)
+{
+    MAKE_ONE(real.shm_open(name, flags, mode))
+}
+
+FILE *hook_tmpfile(void)
+{
+    MAKE(FILE *, stream, !stream, fileno_unlocked(stream), real.tmpfile())
+}
+
+FILE *hook_tmpfile64(void)
+{
+    MAKE(FILE *, stream, !stream, fileno_unlocked(stream), real.tmpfile64())
 }
 
 FILE *hook_fopen(const char *path, const char *mode)
@@ -746,9 +795,37 @@ int hook_memfd_create(const char *name, unsigned flags)
     MAKE_ONE(real.memfd_create(name, flags))
 }
 
+int hook_inotify_init(void)
+{
+    MAKE_ONE(real.inotify_init())
+}
+
 int hook_inotify_init1(int flags)
 {
     MAKE_ONE(real.inotify_init1(flags))
+}
+
+/* libc closes and replaces by calls that no hook sees. */
+static void made_standard(void)
+{
+    for (int fd = 0; fd < 3; fd++)
+        made(fd);
+}
+
+int hook_daemon(int stay, int keep)
+{
+    int result = real.daemon(stay, keep);
+    if (result == 0 && !keep)
+        made_standard();
+    return result;
+}
+
+int hook_login_tty(int fd)
+{
+    int result = real.login_tty(fd);
+    if (result == 0)
+        made_standard();
+    return result;
 }
 
 /* --- calls by number --- */

@@ -27,6 +27,7 @@
 #include <stddef.h>
 #include <sched.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -914,9 +915,14 @@ int switch_accept(int fd, struct sockaddr *address, socklen_t *length, int flags
         pthread_testcancel();          /* before there is anything to lose */
     struct sock *sock = ours ? hold(fd) : NULL;
     if (!sock) {
-        result = accept_real(fd, address, length, flags, plain);
-        if (result >= 0 && !lifecycle_borrowed())
-            fdtable_drop(result);
+        do
+            result = accept_real(fd, address, length, flags, plain);
+        while (result < 0 && errno == EMFILE && hidden_reclaim());
+        if (result >= 0) {
+            errno = saved;
+            if (!lifecycle_borrowed())
+                fdtable_drop(result);
+        }
         return result;
     }
     if (flags & ~(SOCK_NONBLOCK | SOCK_CLOEXEC) || fdtable_companion(fd))
@@ -1139,9 +1145,21 @@ int switch_dup(int from, int command, long argument)
     return result;
 }
 
+/* The program wants a number that a hidden descriptor has. */
+static bool give_way(int from, int to)
+{
+    struct rlimit limit;
+    int saved = errno;
+    bool may = getrlimit(RLIMIT_NOFILE, &limit) == 0 && (rlim_t)to < limit.rlim_cur && real.fcntl(from, F_GETFD, 0) >= 0;
+    errno = saved;
+    while (may && hidden_is(to))
+        may = hidden_reclaim();
+    return may;
+}
+
 int switch_dup2(int from, int to, int flags, bool three)
 {
-    if (hidden_is(to) && from != to && !lifecycle_borrowed())
+    if (hidden_is(to) && from != to && !lifecycle_borrowed() && !give_way(from, to))
         return fail(EBADF);            /* as if the number were beyond the limit */
     bool held = connecting_hold_if_any();
     uint32_t swaps = atomic_load(&companion_swaps);

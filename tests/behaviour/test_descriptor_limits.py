@@ -21,6 +21,9 @@ MAKERS: dict[str, Callable[[Actor], int]] = {
     "socket": lambda actor: actor.raw("socket", socket.AF_INET, socket.SOCK_STREAM, 0).result,
     "unix socket": lambda actor: actor.raw("socket", socket.AF_UNIX, socket.SOCK_STREAM, 0).result,
     "open": lambda actor: actor.raw("open", PATH, 0, 0).result,
+    "open, fortified": lambda actor: actor.raw("__open64_2", PATH, 0).result,
+    "creat": lambda actor: actor.raw("creat", PATH, 0o600).result,
+    "tmpfile": lambda actor: -(not actor.raw("tmpfile").result),
     "openat": lambda actor: actor.raw("openat64", -100, PATH, 0, 0).result,
     "epoll": lambda actor: actor.raw("epoll_create1", 0).result,
     "eventfd": lambda actor: actor.raw("eventfd", 0, 0).result,
@@ -101,6 +104,46 @@ def test_as_many_as_without(san: World, limits: str, maker: str) -> None:
             san.server.close(client)
         actor.exit()
     assert counts["switched"] == counts["plain"]
+
+
+@pytest.mark.parametrize("limits", LIMITS)
+def test_accepts_as_many(san: World, limits: str) -> None:
+    """X6: a program that has sockets can accept as many AF_UNIX connections as without the switch."""
+    _, (_, port) = san.listener(backlog=64)
+    san.stage.environments = {**san.stage.environments, "plain": {"PATH": "/bin"}}
+    counts = {}
+    for name, side in (("plain", "plain"), ("switched", "client")):
+        actor = limited(san, name, side, LIMITS[limits])
+        use_sockets(san, actor, port)
+        fd = actor.raw("socket", socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, 0).result
+        address = f"\0limits-{actor.pid}"
+        assert actor.raw("bind", fd, Buffer(b"\1\0" + address.encode()), 2 + len(address)).value == 0
+        assert actor.raw("listen", fd, 256).value == 0
+        clients = [socket.socket(socket.AF_UNIX) for _ in range(220)]
+        try:
+            for client in clients:
+                client.connect(address)
+            counts[name] = fill(actor, lambda actor, fd=fd: actor.raw("accept", fd, None, None).result)  # type: ignore[misc]
+        finally:
+            for client in clients:
+                client.close()
+        actor.exit()
+    assert 100 < counts["switched"] == counts["plain"]
+
+
+def test_numbers_of_its_own_choice(san: World) -> None:
+    """X6: dup2() puts a descriptor at any number below the limit, whatever is hidden there."""
+    _, (_, port) = san.listener(backlog=64)
+    actor = limited(san, "chooser", "client", (200, 200))
+    pairs, *_ = use_sockets(san, actor, port)
+    assert all(companion_name(actor, fd) for fd, _ in pairs)
+    assert actor.raw("dup2", 100, 199).value == "EBADF"
+    for number in range(100, 200):
+        assert actor.raw("dup2", 2, number).result == number
+    assert actor.raw("dup2", 2, 200).value == "EBADF"
+    for fd, accepted in pairs:
+        actor.send(fd, b"out")
+        assert san.server.recv(accepted, 5) == b"out"
 
 
 @pytest.mark.parametrize("limits", LIMITS)

@@ -356,7 +356,7 @@ def restrict(actor: Actor) -> None:
 @pytest.mark.parametrize("before", ["at once", "connected before"])
 @pytest.mark.parametrize("user", USERS)
 def test_landlock(san: World, user: str, before: str) -> None:
-    """X9: a program that gave up TCP connections (Landlock) gets none by the SAN, whatever it was allowed a moment ago."""
+    """X9: a program that gave up TCP connections (Landlock) gets none by the SAN, whatever it had a moment ago."""
     client = san.client
     _, address = san.listener()
     become(client, USERS[user])

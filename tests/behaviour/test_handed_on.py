@@ -73,7 +73,7 @@ print(*ask())
 
 
 def test_fork_beside_a_start() -> None:
-    """S23, T4: a child that is forked while another thread starts a program lets no program inherit companions by accident,
+    """S23, T4: a child that is forked while another thread starts a program lets none inherit companions by accident,
     neither then nor after a start of its own."""
     assert said("""
 def inheritable():
@@ -161,3 +161,20 @@ except OSError:
     print(len(ends))
 """)
     assert int(count) >= 105, count
+
+
+@pytest.mark.parametrize("way", ["daemon(1, 0)", "login_tty(other)"])
+def test_numbers_that_libc_replaces(way: str) -> None:
+    """T10: daemon() and login_tty() put another file under 0, 1 and 2 by calls that no hook sees."""
+    program = """
+import ctypes, pty
+out = os.dup(1)
+terminal, other = pty.openpty()
+client = socket.create_connection(address)
+was = carrier(client)
+for number in range(3):
+    os.dup2(client.fileno(), number)
+done = ctypes.CDLL(None).WAY
+os.write(out, f"{was} {done} {os.write(0, b'x')} {os.write(1, b'x')} {os.write(2, b'x')}".encode())
+"""
+    assert said(program.replace("WAY", way)) == ["san", "0", "1", "1", "1"]
