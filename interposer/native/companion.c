@@ -10,6 +10,7 @@
 #include "readiness.h"
 #include "real.h"
 #include "reasons.h"
+#include "sandbox.h"
 #include "stats.h"
 #include "switch.h"
 #include "trace.h"
@@ -32,6 +33,38 @@
 enum { COMMON_WAITED = 1, COMMON_ACCEPTED = 2, COMMON_NONBLOCKING = 4, COMMON_SHUT = 8 };
 
 static _Atomic(_Atomic uint64_t *) common_page;
+
+/* A word of every socket that only TCP and UDP use: -1 in one of AF_UNIX, unless it was marked. */
+#define MARKED 0x53414e00u
+#define MARKS 0xffu
+
+unsigned companion_marks(int fd)
+{
+    int word = -1, saved = errno;
+    socklen_t length = sizeof word;
+    if (!sandbox_closed && real.getsockopt(fd, SOL_SOCKET, SO_INCOMING_CPU, &word, &length) < 0)
+        errno = saved;
+    return ((unsigned)word & ~MARKS) == MARKED ? (unsigned)word & MARKS : 0;
+}
+
+void companion_mark(int fd, unsigned marks)
+{
+    int saved = errno;
+    unsigned before = companion_marks(fd);
+    int word = (int)(MARKED | before | marks);
+    if (!sandbox_closed && (before | marks) != before &&
+        real.setsockopt(fd, SOL_SOCKET, SO_INCOMING_CPU, &word, sizeof word) < 0)
+        errno = saved;
+}
+
+void companion_recall(struct sock *sock, int fd)
+{
+    unsigned marks = sock->shut_write || sock->fork_count == lifecycle_forks() ? 0 : companion_marks(fd);
+    if (marks & MARK_SHUT_WRITE)
+        sock->shut_write = true;
+    if (marks & MARK_SHUT_READ)
+        atomic_fetch_or(&sock->slow, SLOW_SHUT_READ);
+}
 
 static int reason_of(int error)
 {
@@ -288,6 +321,8 @@ static int conclude(struct sock *sock, int fd, int error)
             return -REASON_PROVIDER_FAILED;
         if (sock->moving.mover)
             atomic_fetch_or(&sock->slow, SLOW_MOVER);
+        if (sock->family == AF_INET6 && endpoint_is_v4(&sock->remote))
+            companion_mark(native, MARK_V6);
         int now = sock->connecting ? connecting_own(sock) : atomic_load(&sock->shadow);
         error = companion_put_under(sock, fd, native, now, false);
         real.close(native);
@@ -654,6 +689,8 @@ int companion_accept(struct sock *sock, int index, bool nonblocking, bool cloexe
     replay_options(sock, listener->provider, descriptor);
     struct companion accepted = {listener->provider, descriptor};
     int fd = detach(&accepted, moving);
+    if (fd >= 0 && sock->family == AF_INET6 && endpoint_is_v4(&sock->local))   /* a wildcard's name tells it */
+        companion_mark(fd, MARK_V6);
     return fd < 0 ? not_taken(fd) : fd;
 }
 

@@ -49,6 +49,13 @@ void companion_backlog(struct sock *sock, int backlog);
 void companion_option(struct sock *sock, int level, int name, const void *value, socklen_t length);
 /* The TCP listener stands alone in the program's epolls again, with its own O_NONBLOCK. */
 void companion_leave(struct sock *sock, int fd);
+/* What the kernel keeps of a companion for every process that has it. Marks are only ever added; unmarked, as far as known, is 0.
+ * No system call in a closed sandbox. */
+enum { MARK_SHUT_WRITE = 1, MARK_SHUT_READ = 2, MARK_V6 = 4, MARK_ACCEPTED = 8 };
+void companion_mark(int fd, unsigned marks);
+unsigned companion_marks(int fd);
+/* A connection learns which directions its other holders have shut. */
+void companion_recall(struct sock *sock, int fd);
 /* The program's view of a listener's O_NONBLOCK, which it shares with forked processes. */
 bool companion_is_nonblocking(const struct sock *sock);
 void companion_set_nonblocking(struct sock *sock, bool on);

@@ -1,5 +1,6 @@
 /* Owns nothing. Async-signal-safe, runs after fork; errno is touched on failure only. */
 #include "data.h"
+#include "companion.h"
 #include "connecting.h"
 #include "lifecycle.h"
 #include "memory.h"
@@ -33,6 +34,7 @@ static ssize_t not_sent(struct sock *sock, int fd, size_t size, int flags, int s
 {
     if (errno != EPIPE || sandbox_closed)
         return -1;
+    companion_recall(sock, fd);
     bool ended = has_ended(fd);
     int pending = 0;
     socklen_t length = sizeof pending;

@@ -70,7 +70,7 @@ static struct sock *adopt_companion(int fd)
         int end = provider ? provider->wsp_recognise(fd, &local, &peer, &v6) : -1;
         if (end < 0)
             continue;
-        struct sock *sock = fdtable_new(fd, v6 ? AF_INET6 : AF_INET, SOCK_DECIDING);
+        struct sock *sock = fdtable_new(fd, v6 || companion_marks(fd) & MARK_V6 ? AF_INET6 : AF_INET, SOCK_DECIDING);
         if (!sock)
             return NULL;
         sock->fork_count = ~0u;        /* shared, as far as anybody knows */
@@ -79,6 +79,7 @@ static struct sock *adopt_companion(int fd)
         sock->role = end ? ROW_ACCEPT : ROW_CONNECT;
         sock->generation = flows_generation();
         sock->companions[0].provider = provider;
+        companion_recall(sock, fd);
         sock_becomes(sock, SOCK_CONNECTED);
         stats_connection(provider->id);
         switch_publish(fd, sock);

@@ -316,11 +316,12 @@ static int answer(int fd, void *value, socklen_t *length, int number)
 }
 
 /* As TCP counts them, with the peer's closing and the program's own. */
-static uint8_t tcp_state(const struct sock *sock, int fd)
+static uint8_t tcp_state(struct sock *sock, int fd)
 {
     struct pollfd look = {fd, POLLRDHUP, 0};
     if (sock_phase(sock) == SOCK_CONNECTING)
         return TCP_SYN_SENT;
+    companion_recall(sock, fd);
     bool ended = real.poll(&look, 1, 0) == 1;
     if (ended && look.revents & POLLERR)
         return TCP_CLOSE;

@@ -86,6 +86,7 @@ static short without_hang_up(int fd, short events)
         return events;
     if (events & POLLERR)
         sock->shut_write = true;       /* reset: both directions have ended */
+    companion_recall(sock, fd);
     return sock->shut_write ? events : events & (short)~POLLHUP;
 }
 

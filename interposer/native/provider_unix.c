@@ -732,7 +732,7 @@ static int unix_recognise(int fd, struct endpoint *local, struct endpoint *peer,
         *local = second;
         *peer = first;
     }
-    *v6 = !endpoint_is_v4(local) || mine == 'D' || other == 'D';
+    *v6 = !endpoint_is_v4(local) || mine == 'D';
     return mine != 'C';
 }
 

@@ -1010,6 +1010,7 @@ int switch_shutdown(int fd, int how)
     } else if (sock_phase(sock) == SOCK_CONNECTING && connecting_cancel(sock, fd)) {
         errno = saved;                 /* as TCP does in SYN_SENT */
     } else if (sock_phase(sock) == SOCK_CONNECTED) {
+        companion_recall(sock, fd);
         if (is_over(sock, fd)) {
             result = fail(ENOTCONN);
         } else if (how == SHUT_RD && !sock->shut_write) {
@@ -1026,6 +1027,8 @@ int switch_shutdown(int fd, int how)
         }
         if (result == 0 && how != SHUT_WR)
             atomic_fetch_or(&sock->slow, SLOW_SHUT_READ);
+        if (result == 0)               /* for who gets it by exec, or has it already */
+            companion_mark(fd, (how != SHUT_RD ? MARK_SHUT_WRITE : 0u) | (how != SHUT_WR ? MARK_SHUT_READ : 0u));
     } else {
         uint8_t listening = SOCK_LISTENING;
         if (how != SHUT_WR && atomic_compare_exchange_strong(&sock->phase, &listening, SOCK_DECIDING)) {

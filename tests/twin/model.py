@@ -28,7 +28,6 @@ class End:
     shut_write: bool = False
     gone: bool = False
     linger: bool = False
-    mapped: bool = False
     """Of IPv6, with an address of IPv4."""
     odd: bool = False
     """Has reached a state in which the contract permits differences; only close() comes now."""
