@@ -37,6 +37,8 @@
 
 #define SAME_SIDE_IN_A_ROW 8           /* connections from one side of a listener before the other is asked first */
 #define TURNED_AWAY_IN_A_ROW 16
+#define HOLDER_YIELDS 10000
+#define BUSY_MS 1
 #define BAD_LENGTH 4095                /* EINVAL for the program, where EINVAL from a provider means something else */
 #define RULE_EARLIER (RULE_DEFAULT - 1)
 #define DECISION_MS 2000               /* a thread that connects beside the one that decides waits so long at most */
@@ -612,14 +614,11 @@ static int accept_real(int fd, struct sockaddr *address, socklen_t *length, int 
     return plain ? real.accept(fd, address, length) : real.accept4(fd, address, length, flags);
 }
 
-/* Would accept() on the TCP listener block? Only after another program inherited it, with its O_NONBLOCK as it was. */
-static bool would_block(const struct sock *listener, int fd)
+/* May accept() on the TCP listener block? Only after another program inherited it, with its O_NONBLOCK as it was. */
+static bool may_block(const struct sock *listener, int fd)
 {
-    if (sock_phase(listener) != SOCK_LISTENING || companion_is_nonblocking(listener) ||
-        real.fcntl(fd, F_GETFL, 0) & O_NONBLOCK)
-        return false;
-    struct pollfd ready = {fd, POLLIN, 0};
-    return real.poll(&ready, 1, 0) == 0;
+    return sock_phase(listener) == SOCK_LISTENING && !companion_is_nonblocking(listener) &&
+           !(real.fcntl(fd, F_GETFL, 0) & O_NONBLOCK);
 }
 
 /* What a connection takes over from its listener. */
@@ -748,15 +747,43 @@ static int poll_sides(struct sock *sock, int fd, unsigned sides, int timeout)
     return ready;
 }
 
+/* accept() on a TCP listener where it may block: while a process looks and takes, no other process of the switch's takes. The
+ * lock is one of the kernel's on the file itself, and ends with the process; threads, which have it together, take turns. A
+ * stopped holder keeps nobody from SAN clients. */
+static int accept_ready(struct sock *sock, const struct inherited *inherited, int fd, struct sockaddr *address,
+                        socklen_t *length, int flags, bool plain)
+{
+    static _Atomic int32_t holder;     /* a process: a fork may carry it along */
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    int result = -EAGAIN;
+    for (int tries = 0; tries < HOLDER_YIELDS; tries++) {   /* bounded: a signal handler may have interrupted it */
+        int32_t before = atomic_load(&holder);
+        if (before != lifecycle_pid && atomic_compare_exchange_strong(&holder, &before, lifecycle_pid))
+            break;
+        sched_yield();
+    }
+    if (real.fcntl(fd, F_SETLK, (long)&lock) < 0 && (errno == EAGAIN || errno == EACCES)) {
+        poll_sides(sock, fd, (1u << sock->ncompanions) - 1, BUSY_MS);
+    } else {
+        struct pollfd ready = {fd, POLLIN, 0};
+        if (real.poll(&ready, 1, 0) == 1)
+            result = accept_tcp(inherited, fd, address, length, flags, plain);
+        lock.l_type = F_UNLCK;
+        real.fcntl(fd, F_SETLK, (long)&lock);
+    }
+    atomic_store(&holder, 0);
+    return result;
+}
+
 static int accept_side(struct sock *sock, int side, int fd, struct sockaddr *address, socklen_t *length, int flags, bool plain)
 {
     bool companion = side < sock->ncompanions;
     struct inherited inherited = inherited_from(sock);
-    if (!companion && would_block(sock, fd))
-        return -EAGAIN;
+    bool blocks = !companion && may_block(sock, fd);
     int tries = TURNED_AWAY_IN_A_ROW, result;
     do
         result = companion ? accept_companion(sock, side, address, length, flags)
+                 : blocks  ? accept_ready(sock, &inherited, fd, address, length, flags, plain)
                            : accept_tcp(&inherited, fd, address, length, flags, plain);
     while (result == -ECONNABORTED && --tries && (companion || sock->strict));
     if (result == -ECONNABORTED && (companion || sock->strict))

@@ -4,11 +4,16 @@ Each test is a program of a few lines under sanrun, which prints what it saw."""
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from world import names_of
+
+from interposer.diag import stats
 
 SANRUN = Path(sys.executable).parent / "sanrun"
 
@@ -70,6 +75,50 @@ if os.fork() == 0:
 os.wait()
 print(*ask())
 """) == ["san", "ok", "san", "ok"]
+
+
+def test_many_programs_accept_on_one_listener() -> None:
+    """S23, T5: of programs that share a blocking listener from elsewhere, none that loses a TCP client to another waits
+    for the next one while SAN clients wait for it."""
+    worker = """
+import socket, sys
+listener = socket.socket(fileno=int(sys.argv[1]))
+while True:
+    accepted, _ = listener.accept()
+    accepted.sendall(b"ok")
+    accepted.close()
+"""
+    clients = """
+import socket, sys
+def asks():
+    with socket.create_connection(("127.0.0.1", int(sys.argv[1])), timeout=2) as client:
+        return client.recv(2) == b"ok"
+print(all(asks() for _ in range(20)))
+"""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
+        number, address = listener.fileno(), listener.getsockname()
+        start = [SANRUN, "--", "/usr/bin/python3", "-c"]
+        workers = [subprocess.Popen([*start, worker, str(number)], pass_fds=[number]) for _ in range(4)]
+        try:
+            end = time.monotonic() + 30
+            while len(names_of(address[1])) < 8 and time.monotonic() < end:
+                time.sleep(0.02)
+            assert len(names_of(address[1])) == 8   # a listener and its beacon for each
+            for count in (1, 2, 3, 1, 2, 3):
+                for _ in range(60):
+                    together = [socket.create_connection(address, timeout=5) for _ in range(count)]
+                    assert [client.recv(2) for client in together] == [b"ok"] * count
+                    for client in together:
+                        client.close()
+                    sleeping = [Path(f"/proc/{each.pid}/wchan").read_text() for each in workers]
+                    assert "inet_csk_accept" not in sleeping
+                done = subprocess.run([*start, clients, str(address[1])], capture_output=True, text=True, timeout=60)
+                assert done.stdout == "True\n", done.stderr
+            assert all(stats.process(each.pid).connections.get("unix", 0) > 4 for each in workers)
+        finally:
+            for each in workers:
+                each.kill()
+                each.wait()
 
 
 def test_fork_beside_a_start() -> None:

@@ -188,8 +188,8 @@ def test_disconnect(world: World) -> None:
 @pytest.mark.parametrize("side", ["client", "bound", "wildcard", "accepted", "accepted from any"])
 @pytest.mark.parametrize("first", ["send", "recv", "error", "poll", "shutdown"])
 def test_disconnect_leaves(world: World, side: str, first: str) -> None:
-    """T1, S26: what connect(AF_UNSPEC) leaves at either end: a reset that is told once, and the local name as TCP keeps it;
-    the peer is told where bytes were unread. The socket can be used again."""
+    """T1, S26: what connect(AF_UNSPEC) leaves at either end: a reset that is told once, and the local name as TCP keeps
+    it; the peer is told where bytes were unread. The socket can be used again."""
     client, server = world.client, world.server
     listener, address = world.listener(host="0.0.0.0" if side == "accepted from any" else LOOPBACK)
     fd = client.socket()
