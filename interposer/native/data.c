@@ -39,13 +39,14 @@ static ssize_t not_sent(struct sock *sock, int fd, size_t size, int flags, int s
     int pending = 0;
     socklen_t length = sizeof pending;
     if (ended && real.getsockopt(fd, SOL_SOCKET, SO_ERROR, &pending, &length) == 0 && pending == ECONNRESET) {
-        sock->shut_write = true;
+        sock_is_over(sock);
         errno = ECONNRESET;
         return -1;
     }
     /* A process that shares the socket may have ended its sending. */
     if (!sock->shut_write && (ended || sock->fork_count == lifecycle_forks())) {
-        sock->shut_write = ended && size;
+        if (ended && size)
+            sock_is_over(sock);
         errno = saved;
         return (ssize_t)size;
     }
@@ -249,7 +250,7 @@ static ssize_t received(struct sock *sock, int saved, ssize_t result)
     if (result >= 0)
         return result;
     if (errno == ECONNRESET)
-        sock->shut_write = true;       /* both directions have ended: hang-ups are real from here on */
+        sock_is_over(sock);            /* hang-ups are real from here on */
     if (!sock_is_slow(sock, SLOW_SHUT_READ) || errno != EAGAIN)
         return result;
     errno = saved;

@@ -59,6 +59,7 @@ struct sock {
     uint8_t role;                      /* ROW_* of stats.h */
     bool bound, port_is_ours, shut_write;   /* bound, of an accepted one: its listener was, to one address */
     bool inherited;                    /* a listener's companions came from another program, which may have them still */
+    bool over;                         /* both ends have closed, or the peer has reset it: TCP does not know it any more */
     bool left;                         /* getsockname() says what it said before connect(AF_UNSPEC): `local` */
     bool signals;                      /* its owner or its signal was set: F_SETOWN and its kin */
     _Atomic bool in_epoll;             /* a connection that was registered with one at some time */
@@ -142,6 +143,11 @@ static inline struct sock *fdtable_companion(int fd)
 static inline bool sock_is_slow(const struct sock *sock, int why)
 {
     return atomic_load_explicit(&sock->slow, memory_order_relaxed) & why;
+}
+
+static inline void sock_is_over(struct sock *sock)
+{
+    sock->shut_write = sock->over = true;
 }
 
 /* The errno of a connect that failed later, once. */

@@ -399,7 +399,7 @@ int options_get(struct sock *sock, int fd, int level, int name, void *value, soc
     if (entry.treatment == COMPANION && !connecting) {
         int result = real.getsockopt(fd, level, name, value, length);
         if (result == 0 && level == SOL_SOCKET && name == SO_ERROR && *length >= 1 && *(uint8_t *)value == ECONNRESET)
-            sock->shut_write = true;   /* both directions have ended */
+            sock_is_over(sock);
         return result;
     }
     struct sock_option copy;

@@ -85,7 +85,7 @@ static short without_hang_up(int fd, short events)
     if (!sock || sock_phase(sock) == SOCK_CONNECTING)
         return events;
     if (events & POLLERR)
-        sock->shut_write = true;       /* reset: both directions have ended */
+        sock_is_over(sock);
     companion_recall(sock, fd);
     return sock->shut_write ? events : events & (short)~POLLHUP;
 }

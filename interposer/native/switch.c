@@ -260,16 +260,20 @@ static bool replace(int fd, struct sock *sock, void *context)
     return true;
 }
 
-/* The peer has closed after the program's own SHUT_WR, or has reset: TCP would not know it any more. */
-static bool is_over(const struct sock *sock, int fd)
+/* The peer has closed after the program's own SHUT_WR, or has reset: TCP would not know it any more. *ended: has the peer ended
+ * its sending, as far as the kernel tells? */
+static bool is_over(const struct sock *sock, int fd, bool *ended)
 {
-    struct pollfd look = {fd, 0, 0};
+    struct pollfd look = {fd, POLLRDHUP, 0};
+    *ended = false;
+    if (sock->over)
+        return true;
     int saved = errno, count = real.poll(&look, 1, 0);
     errno = saved;
     if (count != 1)
         return false;
-    return look.revents & POLLERR ||
-           (sock->shut_write && !sock_is_slow(sock, SLOW_SHUT_READ) && look.revents & POLLHUP);
+    *ended = look.revents & POLLRDHUP && !sock_is_slow(sock, SLOW_SHUT_READ);   /* else it may be the program's own */
+    return look.revents & POLLERR || (sock->shut_write && *ended && look.revents & POLLHUP);
 }
 
 /* What getsockname() goes on to say where bind() never named the address, or the port. */
@@ -314,7 +318,7 @@ static int pending_error(int fd)
 /* connect(AF_UNSPEC): a TCP socket takes its place again. */
 static int disconnect(struct sock *sock, int fd)
 {
-    bool told, quiet = is_over(sock, fd) && !pending_error(fd), ours = sock->port_is_ours;
+    bool told, ended, quiet = is_over(sock, fd, &ended) && !pending_error(fd), ours = sock->port_is_ours;
     struct endpoint name = left_over(sock);
     int saved = errno;
     struct replacement replacement = {sock, disconnected(sock, &told), 0};
@@ -339,7 +343,7 @@ static int disconnect(struct sock *sock, int fd)
     }
     sock->role = 0;
     sock->port_is_ours = false;
-    sock->shut_write = false;
+    sock->shut_write = sock->over = false;
     sock->announce = false;
     atomic_store(&sock->connect_error, quiet || told ? 0 : ECONNRESET | CONNECT_CANCELLED);
     atomic_store(&sock->slow, 0);
@@ -1006,7 +1010,7 @@ static int name(int fd, struct sockaddr *address, socklen_t *length, bool peer)
             return result;
         *length = room;
     }
-    bool none = peer && (connecting_goes_on(sock) || is_over(sock, fd));
+    bool ended, none = peer && (connecting_goes_on(sock) || is_over(sock, fd, &ended));
     int error = none ? -ENOTCONN : tell_address(peer ? &sock->remote : &sock->local, sock->family, address, length);
     int result = error ? fail(-error) : 0;
     sock_put(sock);
@@ -1037,8 +1041,9 @@ int switch_shutdown(int fd, int how)
     } else if (sock_phase(sock) == SOCK_CONNECTING && connecting_cancel(sock, fd)) {
         errno = saved;                 /* as TCP does in SYN_SENT */
     } else if (sock_phase(sock) == SOCK_CONNECTED) {
+        bool ended;
         companion_recall(sock, fd);
-        if (is_over(sock, fd)) {
+        if (is_over(sock, fd, &ended)) {
             result = fail(ENOTCONN);
         } else if (how == SHUT_RD && !sock->shut_write) {
             /* Told to the kernel, it ends the peer's sending too, so it is told only where an event has to be seen. */
@@ -1051,6 +1056,8 @@ int switch_shutdown(int fd, int how)
             result = real.shutdown(fd, sock_is_slow(sock, SLOW_SHUT_READ) && how == SHUT_WR ? SHUT_RDWR : how);
             if (result < 0)
                 sock->shut_write = before;
+            else
+                sock->over |= ended && sock->shut_write;
         }
         if (result == 0 && how != SHUT_WR)
             atomic_fetch_or(&sock->slow, SLOW_SHUT_READ);

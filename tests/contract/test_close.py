@@ -350,6 +350,44 @@ def test_listener_closed_with_silent_clients(world: World) -> None:
     assert client.recv(fd, 10) == "ECONNRESET"
 
 
+def test_over_by_shutdown(world: World) -> None:
+    """T9: both directions that end after the peer's SHUT_WR end the connection."""
+    client, server = world.client, world.server
+    fd, accepted = world.pair()
+    server.shutdown(accepted, socket.SHUT_WR)
+    assert client.poll([(fd, select.POLLRDHUP)], 2000)[0] == 1
+    assert client.shutdown(fd, socket.SHUT_RDWR) == 0
+    client.raw("usleep", 20000)
+    assert client.getpeername(fd) == "ENOTCONN"
+    assert client.shutdown(fd, socket.SHUT_RD) == "ENOTCONN"
+    assert client.send(fd, b"x", NOSIGNAL) == "EPIPE"
+    assert client.recv(fd, 5) == b""
+    server.getpeername(accepted)
+    server.recv(accepted, 5)
+
+
+@pytest.mark.parametrize("ends", ["close", "shutdown", "reset"])
+def test_over_after_shutdown_read(world: World, ends: str) -> None:
+    """T9: a connection whose peer has answered bytes with a reset has no peer any more, after a SHUT_RD too."""
+    client, server = world.client, world.server
+    fd, accepted = world.pair()
+    client.shutdown(fd, socket.SHUT_RD)
+    if ends == "reset":
+        client.send(fd, b"unread")
+        assert server.poll([(accepted, select.POLLIN)], 2000)[0] == 1
+    if ends == "shutdown":
+        server.shutdown(accepted, socket.SHUT_RDWR)
+    else:
+        server.close(accepted)
+    client.raw("usleep", 20000)
+    client.send(fd, b"x", NOSIGNAL)
+    client.raw("usleep", 20000)
+    assert client.getpeername(fd) == "ENOTCONN"
+    assert client.shutdown(fd, socket.SHUT_WR) == "ENOTCONN"
+    assert client.send(fd, b"x", NOSIGNAL) == "EPIPE"
+    assert client.recv(fd, 5) == b""
+
+
 @pytest.mark.parametrize("says", ["nothing", "something"])
 def test_listener_shut_down_with_waiting_clients(world: World, says: str) -> None:
     """S23, T9: clients in the backlog of a listener that is shut down are reset; it can listen again."""
