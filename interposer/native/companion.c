@@ -685,7 +685,7 @@ int companion_accept(struct sock *sock, int index, bool nonblocking, bool cloexe
     int error = listener->provider->wsp_accept(listener->descriptor, (uintptr_t)sock->item.index + 1, nonblocking, cloexec,
                                                &descriptor, local, peer);
     if (error)
-        return error == -EAGAIN || error == -EINVAL ? error : not_taken(error);
+        return error == -EAGAIN ? error : error == -EINVAL || error == -EBADF ? -EINVAL : not_taken(error);
     replay_options(sock, listener->provider, descriptor);
     struct companion accepted = {listener->provider, descriptor};
     int fd = detach(&accepted, moving);

@@ -134,7 +134,10 @@ static short shown(struct pollfd *entry, int via, short events)
     const short ended = POLLIN | POLLRDNORM | POLLRDHUP;
     struct sock *sock = fdtable_peek(entry->fd);
     /* Who stood in for it may be gone: a listener was shut down, a connect has ended. */
-    if (events && (via != entry->fd ? !is_listener(entry->fd) : sock && events & POLLHUP)) {
+    bool lost = via != entry->fd && events & POLLNVAL;   /* closed by an instruction of the program's own */
+    if (lost)
+        hidden_close(via);
+    if (events && (via != entry->fd ? lost || !is_listener(entry->fd) : sock && events & POLLHUP)) {
         struct pollfd look = {entry->fd, entry->events, 0};
         real.poll(&look, 1, 0);
         events = look.revents;

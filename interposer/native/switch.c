@@ -871,6 +871,10 @@ static int wait_on(struct sock *sock, int fd, int timeout)
     private_epoll_give(sock, wait.place);
     if (epfd < 0)
         return count;
+    if (count < 0 && error == EBADF) { /* the program has closed it by an instruction of its own */
+        hidden_close(epfd);
+        return 0;
+    }
     for (int i = 0; i < count; i++)    /* data: 0 is TCP, the companions follow */
         ready |= 1 << (events[i].data.u64 ? (int)events[i].data.u64 - 1 : sock->ncompanions);
     return count < 0 ? -error : ready;

@@ -194,6 +194,26 @@ def test_close_everything_else(world: World, how: str) -> None:
     works(world, fd, accepted)
 
 
+@pytest.mark.parametrize("waits", ["accept", "poll"])
+def test_close_unseen(world: World, waits: str) -> None:
+    """T11: a listener whose hidden descriptors the program closed by instructions of its own goes on accepting."""
+    client, server = world.client, world.server
+    listener, address = world.listener()
+    server.poll([(listener, IN)])
+    fd, accepted = world.join(listener, address)
+    for name in os.listdir(f"/proc/{server.pid}/fd"):
+        if int(name) > 100:
+            assert server.raw("puppet_unseen_close", int(name)).result == 0
+    works(world, fd, accepted)
+    for _ in range(2):
+        fd = client.socket()
+        assert client.connect(fd, address) == 0
+        if waits == "poll":
+            assert server.poll([(listener, IN)], 2000) == (1, ["IN"])
+        accepted, _ = server.accept(listener)
+        works(world, fd, accepted)
+
+
 def test_close_range_flags(world: World) -> None:
     """T10, T12: close_range's errors and its CLOEXEC."""
     client = world.client
