@@ -1,6 +1,8 @@
 /* What time it is, for whoever waits or remembers. */
 #ifndef INTERPOSER_CLOCK_H
 #define INTERPOSER_CLOCK_H
+#include <sched.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <time.h>
 
@@ -20,5 +22,15 @@ static inline int64_t clock_ms(void)
 static inline int64_t clock_coarse_ms(void)
 {
     return clock_ns(CLOCK_MONOTONIC_COARSE) / 1000000;
+}
+
+/* Lets other threads run. False once `ms` have passed since the first call, when `*until` was 0: the one that is waited
+ * for may be the very thread that a signal handler has interrupted. Time, because on a busy machine a yield may take long. */
+static inline bool clock_yield(int64_t *until, int64_t ms)
+{
+    int64_t now = clock_ms();
+    *until = *until ? *until : now + ms;
+    sched_yield();
+    return now < *until;
 }
 #endif

@@ -176,7 +176,7 @@ static bool replace_alias(int fd, struct sock *sock, void *context)
     if (sock != swap->sock)
         return true;
     if ((fd != swap->fd || !swap->sure) && !fdtable_same_file(fd, swap->now))
-        fdtable_drop(fd);
+        fdtable_drop_if(fd, sock);
     else if (!swap_alias(fd, swap) && fd == swap->fd)
         swap->error = -EBADF;
     return true;

@@ -10,10 +10,11 @@
 #include "switch.h"
 #include <errno.h>
 #include <fcntl.h>
-#include <sched.h>
 #include <unistd.h>
 
 #define LOOK_AGAIN_MS 1000             /* the number may be another's already */
+#define HOLD_MS 1000
+#define FINISH_MS 100
 
 struct connecting {
     struct pool_item item;
@@ -24,22 +25,26 @@ struct connecting {
 
 POOL(places, struct connecting);
 _Atomic uint32_t connecting_count;
-static _Atomic int exchange;
+static _Thread_local char here;
+static _Atomic(char *) exchange;       /* whose it is */
 
 bool connecting_hold(void)
 {
-    for (int tries = 0; tries < 100000; tries++) {
-        if (!atomic_exchange_explicit(&exchange, 1, memory_order_acquire))
+    int64_t until = 0;
+    for (;;) {
+        char *nobody = NULL;
+        if (atomic_compare_exchange_weak_explicit(&exchange, &nobody, &here, memory_order_acquire, memory_order_relaxed))
             return true;
-        sched_yield();
+        /* This is a signal handler that has interrupted the holder, or the holder is held up by one. */
+        if (nobody == &here || !clock_yield(&until, HOLD_MS))
+            return false;
     }
-    return false;                      /* a signal handler has interrupted the holder */
 }
 
 void connecting_let_go(bool held)
 {
     if (held)
-        atomic_store_explicit(&exchange, 0, memory_order_release);
+        atomic_store_explicit(&exchange, NULL, memory_order_release);
 }
 
 /* Neither readable nor writable: nothing was sent to it, and what it sent is not read. */
@@ -159,7 +164,7 @@ void connecting_after_fork_child(struct sock *sock, int fd)
 
 void connecting_unlock_in_child(void)
 {
-    exchange = 0;
+    exchange = NULL;
 }
 
 void connecting_end_in_child(struct sock *sock)
@@ -174,9 +179,10 @@ void connecting_end_in_child(struct sock *sock)
 
 bool connecting_goes_on(const struct sock *sock)
 {
-    for (int tries = 0; tries < 100000 && atomic_load(&sock->slow) & SLOW_CONNECTING &&
-                        (uint32_t)atomic_load(&sock->completion) == COMPLETION_RUNNING; tries++)
-        sched_yield();                 /* bounded: a signal handler may have interrupted the maker */
+    int64_t until = 0;
+    while (atomic_load(&sock->slow) & SLOW_CONNECTING && (uint32_t)atomic_load(&sock->completion) == COMPLETION_RUNNING &&
+           clock_yield(&until, FINISH_MS))
+        ;
     return atomic_load(&sock->slow) & SLOW_CONNECTING;
 }
 

@@ -184,6 +184,14 @@ void fdtable_drop(int fd)
     }
 }
 
+void fdtable_drop_if(int fd, struct sock *sock)
+{
+    if (atomic_compare_exchange_strong(entry(fd), &sock, NULL)) {
+        stats_row_clear(fd);
+        drop_alias(sock, fd);
+    }
+}
+
 void fdtable_each(unsigned first, unsigned last, bool (*visit)(int fd, struct sock *sock, void *context), void *context)
 {
     if (last >= FDTABLE_LEAF * FDTABLE_LEAVES)

@@ -168,6 +168,7 @@ void sock_put(struct sock *sock);
 struct sock *fdtable_new(int fd, int family, enum sock_phase phase);
 void fdtable_alias(int fd, struct sock *sock);   /* fd becomes an alias; whatever stood there is dropped */
 void fdtable_drop(int fd);             /* the program closed fd: before the real close */
+void fdtable_drop_if(int fd, struct sock *sock);   /* where fd still is the socket's */
 /* Calls visit for each entry in [first, last], in order, until it says false. */
 void fdtable_each(unsigned first, unsigned last, bool (*visit)(int fd, struct sock *sock, void *context), void *context);
 /* The same for all entries, each with a reference, as other threads may close it meanwhile. */

@@ -23,9 +23,7 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <pthread.h>
-#include <sched.h>
 #include <stddef.h>
-#include <sched.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -37,7 +35,8 @@
 
 #define SAME_SIDE_IN_A_ROW 8           /* connections from one side of a listener before the other is asked first */
 #define TURNED_AWAY_IN_A_ROW 16
-#define HOLDER_YIELDS 10000
+#define MOMENT_MS 100                  /* what another thread does without a pause takes no longer */
+#define SERVE_MS 1000
 #define BUSY_MS 1
 #define BAD_LENGTH 4095                /* EINVAL for the program, where EINVAL from a provider means something else */
 #define RULE_EARLIER (RULE_DEFAULT - 1)
@@ -242,8 +241,9 @@ void switch_serve(struct sock *sock, int fd)
         return;
     if (phase == SOCK_INHERITED || (phase == SOCK_FRESH && sock->foreign))
         serve(sock, fd, phase);
-    for (int tries = 0; tries < 100000 && sock->bound && sock_phase(sock) == SOCK_DECIDING; tries++)
-        sched_yield();                 /* another thread is at it: this one must not wait for TCP's clients alone */
+    int64_t until = 0;                 /* another thread is at it: this one must not wait for TCP's clients alone */
+    while (sock->bound && sock_phase(sock) == SOCK_DECIDING && clock_yield(&until, SERVE_MS))
+        ;
 }
 
 struct replacement {
@@ -760,12 +760,12 @@ static int accept_ready(struct sock *sock, const struct inherited *inherited, in
     static _Atomic int32_t holder;     /* a process: a fork may carry it along */
     struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
     int result = -EAGAIN;
-    for (int tries = 0; tries < HOLDER_YIELDS; tries++) {   /* bounded: a signal handler may have interrupted it */
-        int32_t before = atomic_load(&holder);
-        if (before != lifecycle_pid && atomic_compare_exchange_strong(&holder, &before, lifecycle_pid))
-            break;
-        sched_yield();
-    }
+    int64_t until = 0;
+    int32_t before;
+    do
+        before = atomic_load(&holder);
+    while ((before == lifecycle_pid || !atomic_compare_exchange_strong(&holder, &before, lifecycle_pid)) &&
+           clock_yield(&until, MOMENT_MS));
     if (real.fcntl(fd, F_SETLK, (long)&lock) < 0 && (errno == EAGAIN || errno == EACCES)) {
         poll_sides(sock, fd, (1u << sock->ncompanions) - 1, BUSY_MS);
     } else {
@@ -977,8 +977,9 @@ int switch_accept(int fd, struct sockaddr *address, socklen_t *length, int flags
 /* Another thread has just put the companion under fd, or is taking it away: the state says so in a moment. */
 static struct sock *exchanged(int fd)
 {
-    for (int tries = 0; tries < 10000 && fdtable_peek(fd) && !fdtable_companion(fd); tries++)
-        sched_yield();
+    int64_t until = 0;
+    while (fdtable_peek(fd) && !fdtable_companion(fd) && clock_yield(&until, MOMENT_MS))
+        ;
     return fdtable_companion(fd) ? fdtable_get(fd) : NULL;
 }
 
