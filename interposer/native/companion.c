@@ -18,6 +18,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -536,13 +537,33 @@ void companion_serve(struct sock *sock, int fd)
 
 void companion_mark_accepting(const struct sock *sock)
 {
-    if (!(common(sock, COMMON_ACCEPTED) & COMMON_ACCEPTED))
-        change_common(sock, 0, COMMON_ACCEPTED);
+    if (common(sock, COMMON_ACCEPTED) & COMMON_ACCEPTED)
+        return;
+    change_common(sock, 0, COMMON_ACCEPTED);
+    int saved = errno;                 /* other programs that have the companions are told by the kernel */
+    for (int i = 0; i < sock->ncompanions && !sandbox_closed; i++)
+        real.setsockopt(companion_poll_fd(sock, i), SOL_SOCKET, SO_INCOMING_CPU, &lifecycle_pid, sizeof lifecycle_pid);
+    errno = saved;
+}
+
+/* Another program, which has made them or got them. */
+static bool accepted_elsewhere(const struct sock *sock)
+{
+    int saved = errno;
+    bool found = false;
+    for (int i = 0; i < sock->ncompanions && !sandbox_closed; i++) {
+        int pid = -1;
+        socklen_t length = sizeof pid;
+        found |= real.getsockopt(companion_poll_fd(sock, i), SOL_SOCKET, SO_INCOMING_CPU, &pid, &length) == 0 && pid > 0 &&
+                 (kill(pid, 0) == 0 || errno == EPERM);
+    }
+    errno = saved;
+    return found;
 }
 
 bool companion_is_accepting(const struct sock *sock)
 {
-    return common(sock, COMMON_ACCEPTED) & COMMON_ACCEPTED;
+    return common(sock, COMMON_ACCEPTED) & COMMON_ACCEPTED || accepted_elsewhere(sock);
 }
 
 bool companion_is_served(const struct sock *sock)

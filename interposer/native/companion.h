@@ -51,7 +51,7 @@ void companion_option(struct sock *sock, int level, int name, const void *value,
 void companion_leave(struct sock *sock, int fd);
 /* What the kernel keeps of a companion for every process that has it. Marks are only ever added; unmarked, as far as known, is 0.
  * No system call in a closed sandbox. */
-enum { MARK_SHUT_WRITE = 1, MARK_SHUT_READ = 2, MARK_V6 = 4, MARK_ACCEPTED = 8 };
+enum { MARK_SHUT_WRITE = 1, MARK_SHUT_READ = 2, MARK_V6 = 4 };
 void companion_mark(int fd, unsigned marks);
 unsigned companion_marks(int fd);
 /* A connection learns which directions its other holders have shut. */

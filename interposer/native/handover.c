@@ -321,28 +321,37 @@ static bool is_program(const char *path, int depth)
     return interpreter ? depth < SCRIPTS_MAX && is_program(interpreter, depth + 1) : good;
 }
 
-static bool is_interposed(const char *file, bool search, char *const environment[])
+/* The file that would be started, in `path` or `file` itself; NULL: there is none, so that the call fails. */
+static const char *find_program(const char *file, bool search, char path[4096])
 {
-    if (is_no_pointer(file) || !preloads(environment))
-        return false;
-    if (!search || strchr(file, '/'))
-        return is_program(file, 0);
+    if (!search || strchr(file, '/'))   /* without /proc a descriptor's name says nothing */
+        return strncmp(file, "/proc/", 6) == 0 || faccessat(AT_FDCWD, file, X_OK, AT_EACCESS) == 0 ? file : NULL;
     const char *list = getenv("PATH");
     size_t size = strlen(file);
     for (list = list ? list : "/bin:/usr/bin"; ; list++) {
-        char path[4096];
         size_t length = strcspn(list, ":");
-        if (length + size + 2 < sizeof path) {
+        if (length + size + 2 < 4096) {
             memcpy(path, list, length);
             path[length] = '/';
             memcpy(path + length + (length > 0), file, size + 1);
             if (faccessat(AT_FDCWD, path, X_OK, AT_EACCESS) == 0)
-                return is_program(path, 0);
+                return path;
         }
         list += length;
         if (!*list)
-            return false;
+            return NULL;
     }
+}
+
+enum what_starts { NOT_KNOWN, NOTHING, PLAIN, INTERPOSED };
+
+static enum what_starts what_starts(const char *file, bool search, char *const environment[])
+{
+    char path[4096];
+    if (is_no_pointer(file))
+        return PLAIN;
+    const char *program = find_program(file, search, path);
+    return !program ? NOTHING : preloads(environment) && is_program(program, 0) ? INTERPOSED : PLAIN;
 }
 
 /* --- what goes: listeners --- */
@@ -362,7 +371,7 @@ struct next {
     const char *file;
     char *const *environment;
     bool search, actions;
-    int interposed;                    /* -1: not looked yet */
+    enum what_starts starts;
 };
 
 static bool hand_on(int fd, struct sock *sock, void *context)
@@ -373,10 +382,11 @@ static bool hand_on(int fd, struct sock *sock, void *context)
     int flags = real.fcntl(fd, F_GETFD, 0);
     if (flags < 0 || (flags & FD_CLOEXEC && !next->actions))
         return true;
-    if (next->interposed < 0)          /* an action may change the directory */
-        next->interposed = is_interposed(next->file, next->search, next->environment) &&
-                           (!next->actions || next->search || *next->file == '/');
-    if (!next->interposed || !companion_pass(sock, true)) {
+    if (next->starts == NOT_KNOWN) {   /* an action may change the directory */
+        bool known = !next->actions || next->search || is_no_pointer(next->file) || *next->file == '/';
+        next->starts = known ? what_starts(next->file, next->search, next->environment) : PLAIN;
+    }
+    if (next->starts != NOTHING && (next->starts != INTERPOSED || !companion_pass(sock, true))) {
         companion_pass(sock, false);
         part(fd, sock);
     }
@@ -394,7 +404,7 @@ static bool keep(int fd, struct sock *sock, void *context)
 static void before(const char *file, bool search, char *const environment[], bool actions)
 {
     int saved = errno;
-    struct next next = {file, environment, search, actions, -1};
+    struct next next = {file, environment, search, actions, NOT_KNOWN};
     if (lifecycle_active && !switch_guard)
         fdtable_each_held(hand_on, &next);
     errno = saved;

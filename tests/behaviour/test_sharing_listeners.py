@@ -231,21 +231,46 @@ serve(listener, "epoll")
     on_san(*yard.ask(4)[1:])            # the first finds no companion, and the server makes one as it accepts
 
 
-def test_server_that_leaks_its_listener(yard: Yard) -> None:
-    """S23: a server that accepts keeps its companion and who waits there, whoever inherits its listener."""
-    server = yard.server("""
+@pytest.mark.parametrize("through", ["directly", "a shell"])
+def test_server_that_leaks_its_listener(yard: Yard, through: str) -> None:
+    """S23, T4: a server that accepts keeps its companion and who waits there, whoever inherits its listener, also by
+    way of a program that is interposed and starts one that is not."""
+    server = yard.server(f"""
 listener = listen(port)
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
 ready()
 listener.accept()[0].close()
 ready()
 signal.sigwait([signal.SIGUSR1])
-subprocess.run(["/bin/true"], env=plain(), close_fds=False)
-sleeper = subprocess.Popen(["/bin/sleep", "60"], env=plain(), close_fds=False)
+if {through!r} == "directly":
+    subprocess.run(["/bin/true"], env=plain(), close_fds=False)
+    sleeper = subprocess.Popen(["/bin/sleep", "60"], env=plain(), close_fds=False)
+else:
+    os.system("env -i /bin/true")
 serve(listener, "poll")
 """)
     yard.client()
     yard.told(server)
+    waiting = yard.client()
+    os.kill(server.pid, signal.SIGUSR1)
+    on_san(*yard.replies(waiting), *yard.ask(), pid=server.pid)
+
+
+def test_start_of_a_program_that_is_not_there(yard: Yard) -> None:
+    """T4, S23: who waits for the first accept() loses nothing by the failing start of another program."""
+    server = yard.server("""
+listener = listen(port)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+ready()
+signal.sigwait([signal.SIGUSR1])
+for start in (lambda: os.posix_spawn("/nowhere", ["x"], {}), lambda: os.posix_spawnp("nowhere", ["x"], {}),
+              lambda: os.execve("/nowhere", ["x"], {})):
+    try:
+        start()
+    except FileNotFoundError:
+        pass
+serve(listener, "poll")
+""")
     waiting = yard.client()
     os.kill(server.pid, signal.SIGUSR1)
     on_san(*yard.replies(waiting), *yard.ask(), pid=server.pid)

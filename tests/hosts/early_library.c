@@ -15,8 +15,8 @@ static const char *join(void)
     struct sockaddr_in at = {AF_INET, 0, {htonl(INADDR_LOOPBACK)}, {0}}, own;
     socklen_t length = sizeof at, size = sizeof own;
     char buffer[8] = "";
-    int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    int client = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), accepted = -1, type = 0;
+    int listener = socket(AF_INET, SOCK_STREAM, 0);
+    int client = socket(AF_INET, SOCK_STREAM, 0), accepted = -1, type = 0;
     const char *word = "fails";
     if (bind(listener, (struct sockaddr *)&at, length) == 0 && listen(listener, 5) == 0 &&
         getsockname(listener, (struct sockaddr *)&at, &length) == 0 &&
