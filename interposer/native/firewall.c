@@ -19,12 +19,14 @@
 #include <fcntl.h>
 #include <linux/bpf.h>
 #include <linux/capability.h>
+#include <linux/fib_rules.h>
 #include <linux/magic.h>
 #include <linux/netfilter.h>
 #include <linux/netfilter/nf_tables.h>
 #include <linux/netfilter/nfnetlink.h>
 #include <linux/netfilter_ipv4/ip_tables.h>
 #include <linux/netlink.h>
+#include <linux/rtnetlink.h>
 #include <netinet/tcp.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -298,6 +300,34 @@ static bool landlocked(void)
     return refused;
 }
 
+/* Does nothing come before the table of the machine's own addresses? Else the way may depend on ports and users. */
+static bool routes_plainly(int family)
+{
+    const uint32_t harmless = 1u << FRA_PRIORITY | 1u << FRA_SUPPRESS_PREFIXLEN | 1u << FRA_TABLE | 1u << FRA_PROTOCOL;
+    struct {
+        struct nlmsghdr header;
+        struct fib_rule_hdr rule;
+    } request = {
+        .header = {sizeof request, RTM_GETRULE, NLM_F_REQUEST | NLM_F_DUMP, 0, 0},
+        .rule = {.family = (uint8_t)family},
+    };
+    char answer[4096] __attribute__((aligned(8)));
+    const struct nlmsghdr *header = (const struct nlmsghdr *)(const void *)answer;
+    ssize_t got = netlink_ask(NETLINK_ROUTE, &request, sizeof request, answer, sizeof answer);
+    if (got == -EOPNOTSUPP || got == -EAFNOSUPPORT)
+        return true;                   /* a kernel without such rules, or without the family */
+    if (got < 0 || header->nlmsg_type != RTM_NEWRULE || header->nlmsg_len < NLMSG_LENGTH(sizeof(struct fib_rule_hdr)))
+        return false;
+    const struct fib_rule_hdr *first = NLMSG_DATA(header);
+    bool plain = first->action == FR_ACT_TO_TBL && first->table == RT_TABLE_LOCAL && !first->dst_len && !first->src_len &&
+                 !first->tos && !(first->flags & FIB_RULE_INVERT);
+    const char *list = (const char *)first + NLMSG_ALIGN(sizeof *first);
+    int left = (int)(header->nlmsg_len - NLMSG_LENGTH(NLMSG_ALIGN(sizeof *first)));
+    for (int type = 1; plain && type <= FRA_MAX; type++)
+        plain = (type < 32 && harmless >> type & 1) || !attribute(list, left, type);
+    return plain;
+}
+
 /* RULES_* and UNSURE. */
 static int find_rules(void)
 {
@@ -319,7 +349,8 @@ static int find_rules(void)
     }
     found |= iptables_rules("/proc/thread-self/net/ip_tables_names", AF_INET, RULES_V4);
     found |= iptables_rules("/proc/thread-self/net/ip6_tables_names", AF_INET6, RULES_V6);
-    if (!(found & UNSURE) && (confined || landlocked() || !group_is_silent()))
+    if (!(found & UNSURE) && (confined || landlocked() || !group_is_silent() || !routes_plainly(AF_INET) ||
+                              !routes_plainly(AF_INET6)))
         found |= UNSURE;
     return found;
 }

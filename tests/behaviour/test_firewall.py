@@ -246,6 +246,21 @@ def test_strict(san: World, user: str) -> None:
     assert reasons(san.client)["FIREWALL"]
 
 
+@pytest.mark.parametrize("user", USERS)
+@pytest.mark.parametrize("host", [LOOPBACK, "::1"])
+def test_routing_rules(san: World, host: str, user: str) -> None:
+    """X9: what a routing rule prohibits is not done by the SAN. That the machine's own addresses do not come first is
+    harmless alone."""
+    listener, address = san.listener(host=host)
+    family = "-6" if ":" in host else "-4"
+    become(san.client, USERS[user])
+    run("ip", family, "rule", "add", "pref", "100", "lookup", "local")
+    run("ip", family, "rule", "del", "pref", "0")
+    san.join(listener, address)
+    run("ip", family, "rule", "add", "pref", "50", "ipproto", "tcp", "dport", str(address[1]), "prohibit")
+    assert becomes(san, address, False) == "EACCES"
+
+
 # ---- control groups
 
 INGRESS, EGRESS, CONNECT4 = 0, 1, 10
