@@ -6,6 +6,8 @@
 #include <stdint.h>
 #include <time.h>
 
+#define MOMENT_MS 100                  /* what another thread does without a pause takes no longer */
+
 static inline int64_t clock_ns(clockid_t clock)
 {
     struct timespec now;

@@ -31,7 +31,7 @@ struct decision_request {
 #define REMEMBER_NOT 0xffffffffu       /* remember_ms: ask every time */
 
 struct verdict {
-    uint8_t action;                    /* ACTION_TCP or ACTION_SAN; ACTION_ASK only between flows.c and switch.c */
+    uint8_t action;                    /* ACTION_TCP or ACTION_SAN; ACTION_ASK only between flows.c and decide.c */
     uint8_t otherwise;                 /* OTHERWISE_TCP or OTHERWISE_ERROR */
     uint8_t providers[PROVIDERS_MAX];
     uint16_t reason;                   /* why TCP */

@@ -1,5 +1,5 @@
 /* The switch: what the hooks in shim.c call for sockets that it knows. Every function answers as the libc call of the
- * same name would, errno included. */
+ * same name would, errno included. In switch.c, connect.c, accept.c and names.c. */
 #ifndef INTERPOSER_SWITCH_H
 #define INTERPOSER_SWITCH_H
 #include "fdtable.h"
@@ -19,6 +19,8 @@ int switch_getsockname(int fd, struct sockaddr *address, socklen_t *length);
 int switch_getpeername(int fd, struct sockaddr *address, socklen_t *length);
 /* Before this process waits on a listener, or accepts: one that others may serve too (SOCK_INHERITED) is decided now. */
 void switch_serve(struct sock *sock, int fd);
+/* Its companions were silenced by who handed it on, or shut it down elsewhere: it gets new ones, or is TCP's. */
+void switch_renew(struct sock *sock, int fd);
 /* The socket has companion listeners from here on. */
 void switch_listens(struct sock *sock, int fd);
 /* A connect in progress has ended, as companion_resume says; fd is one of the socket's descriptors, or -1. */
