@@ -123,7 +123,14 @@ static bool as_called(const struct sock *sock)
 
 ssize_t data_write(struct sock *sock, int fd, const void *buffer, size_t size)
 {
-    return as_called(sock) ? real.write(fd, buffer, size) : data_send(sock, fd, buffer, size, 0);
+    if (as_called(sock))
+        return real.write(fd, buffer, size);
+    int saved = errno;
+    ssize_t result = data_send(sock, fd, buffer, size, 0);
+    if (result >= 0 || errno != ENOTSOCK)
+        return result;
+    errno = saved;                     /* another file is there, put by a vfork child or where no hook saw it */
+    return real.write(fd, buffer, size);
 }
 
 static int refuse(int error)
@@ -191,10 +198,14 @@ ssize_t data_writev(struct sock *sock, int fd, const struct iovec *vector, int c
     if (as_called(sock))
         return real.writev(fd, vector, count);
     struct msghdr message = {.msg_iov = (struct iovec *)vector, .msg_iovlen = (size_t)count};
+    int saved = errno;
     ssize_t result = send_message(sock, fd, &message, 0);
     if (result < 0 && errno == EMSGSIZE)   /* sendmsg's word for too long a vector */
         errno = EINVAL;
-    return result;
+    if (result >= 0 || errno != ENOTSOCK)
+        return result;
+    errno = saved;                     /* as above */
+    return real.writev(fd, vector, count);
 }
 
 int data_sendmmsg(struct sock *sock, int fd, struct mmsghdr *messages, unsigned count, int flags)

@@ -214,6 +214,17 @@ def test_close_unseen(world: World, waits: str) -> None:
         works(world, fd, accepted)
 
 
+def test_write_to_another_file(world: World) -> None:
+    """T10: write() and writev() reach what took the number where no hook saw it; a vfork child does the same."""
+    client = world.client
+    fd, _ = world.pair()
+    assert client.raw("puppet_unseen_close", fd).result == 0
+    assert client.raw("posix_openpt", os.O_RDWR | os.O_NOCTTY).result == fd
+    assert client.write(fd, b"word") == 4
+    assert client.writev(fd, [b"one", b"two"]) == 6
+    client.close(fd)
+
+
 def test_close_range_flags(world: World) -> None:
     """T10, T12: close_range's errors and its CLOEXEC."""
     client = world.client
