@@ -167,7 +167,7 @@ int hook_fcntl(int fd, int command, long argument)
         return switch_dup(fd, command, argument);
     if (!sock)
         return real.fcntl(fd, command, argument);
-    if (sock_phase(sock) == SOCK_LISTENING && !companion_is_shut(sock))
+    if (sock_phase(sock) == SOCK_LISTENING)
         return switch_fcntl(sock, fd, command, argument);
     if (command == F_SETOWN || command == F_SETOWN_EX || command == F_SETSIG)
         sock->signals = true;
@@ -187,13 +187,8 @@ int hook_ioctl(int fd, unsigned long request, void *argument)
     if (fdtable_companion(fd))
         return options_ioctl(sock, fd, request, argument);
     int result = real.ioctl(fd, request, argument);
-    if (result == 0 && request == FIONBIO && sock_phase(sock) == SOCK_LISTENING && !companion_is_shut(sock)) {
-        companion_set_nonblocking(sock, *(int *)argument);
-        if (!*(int *)argument && !sock->foreign) {       /* the program's view; the listener itself stays non-blocking */
-            int on = 1;
-            real.ioctl(fd, request, &on);
-        }
-    }
+    if (result == 0 && request == FIONBIO && sock_phase(sock) == SOCK_LISTENING)
+        switch_set_blocking(sock, fd, !*(int *)argument);
     if (result == 0 && (request == FIOASYNC || request == FIOSETOWN || request == SIOCSPGRP))
         switch_set_signals(sock, fd);
     return result;

@@ -804,7 +804,8 @@ void companion_dispose(struct sock *sock)
 {
     int saved = errno;                 /* the close() that led here has succeeded */
     close_companions(sock);
-    give_common(sock);
+    if (sock->common)
+        give_common(sock);
     connecting_dispose(sock);
     companion_stop_moving(&sock->moving);
     readiness_dispose(sock);

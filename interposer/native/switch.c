@@ -21,6 +21,7 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <pthread.h>
+#include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -339,9 +340,21 @@ int switch_dup2(int from, int to, int flags, bool three)
     return result;
 }
 
+void switch_set_blocking(struct sock *sock, int fd, bool on)
+{
+    int nonblocking = 1;
+    if (companion_is_shut(sock))
+        return;
+    companion_set_nonblocking(sock, !on);
+    if (on && !sock->foreign)          /* the program's view; the listener itself stays non-blocking */
+        real.ioctl(fd, FIONBIO, &nonblocking);
+}
+
 int switch_fcntl(struct sock *sock, int fd, int command, long argument)
 {
     int result;
+    if (companion_is_shut(sock))       /* by another process: TCP's alone */
+        return real.fcntl(fd, command, argument);
     switch (command) {
     case F_GETFL:
         result = real.fcntl(fd, command, argument);

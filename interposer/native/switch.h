@@ -38,6 +38,7 @@ int switch_dup(int from, int command, long argument);
 int switch_dup2(int from, int to, int flags, bool three);
 /* F_GETFL and F_SETFL of a listener with companions, whose O_NONBLOCK is ours. */
 int switch_fcntl(struct sock *sock, int fd, int command, long argument);
+void switch_set_blocking(struct sock *sock, int fd, bool on);   /* FIONBIO, after the kernel took it */
 /* The owner, the signal or O_ASYNC of a socket has been set. */
 void switch_set_signals(struct sock *sock, int fd);
 /* A seccomp filter comes, or the kernel's strict mode. Where it forbids what the switch does, listeners and new sockets
