@@ -439,7 +439,7 @@ CASE(handed_on, "ab",
                 if (!first) {
                     app_poll(listener, POLLIN, 0);
                     forget_records();
-                    check(execve("/nonexistent", nothing, nothing) == -1);
+                    check(execve("/proc/nonexistent", nothing, nothing) == -1);
                     called_of(1u << CALL_SILENCE, kept ? "" : "a.silence a1\n b.silence b1");
                 }
                 check(connect(client, (struct sockaddr *)&address, length) == 0);
