@@ -31,7 +31,10 @@
 #include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <utmp.h>
 
+extern int __open_2(const char *, int), __open64_2(const char *, int);
+extern int __openat_2(int, const char *, int), __openat64_2(int, const char *, int);
 extern ssize_t __read_chk(int, void *, size_t, size_t);
 extern ssize_t __recv_chk(int, void *, size_t, size_t, int);
 extern ssize_t __recvfrom_chk(int, void *, size_t, size_t, int, struct sockaddr *, socklen_t *);
@@ -134,6 +137,15 @@ static const sigset_t each_signals;
     EACH_MAKES(open64, ("/dev/null", O_RDONLY))                                                                        \
     EACH_MAKES(openat, (AT_FDCWD, "/dev/null", O_RDONLY))                                                              \
     EACH_MAKES(openat64, (AT_FDCWD, "/dev/null", O_RDONLY))                                                            \
+    EACH_MAKES(creat, ("/dev/null", 0600))                                                                             \
+    EACH_MAKES(creat64, ("/dev/null", 0600))                                                                           \
+    EACH_MAKES(__open_2, ("/dev/null", O_RDONLY))                                                                      \
+    EACH_MAKES(__open64_2, ("/dev/null", O_RDONLY))                                                                    \
+    EACH_MAKES(__openat_2, (AT_FDCWD, "/dev/null", O_RDONLY))                                                          \
+    EACH_MAKES(__openat64_2, (AT_FDCWD, "/dev/null", O_RDONLY))                                                        \
+    EACH_FAILS(shm_open, ("/interposer-nowhere", O_RDONLY, 0), ENOENT)                                                 \
+    EACH_OPENS(tmpfile, (), fclose)                                                                                    \
+    EACH_OPENS(tmpfile64, (), fclose)                                                                                  \
     EACH_OPENS(fopen, ("/dev/null", "r"), fclose)                                                                      \
     EACH_OPENS(fopen64, ("/dev/null", "r"), fclose)                                                                    \
     EACH_OPENS(opendir, ("/dev"), closedir)                                                                            \
@@ -146,7 +158,16 @@ static const sigset_t each_signals;
     EACH_MAKES(timerfd_create, (CLOCK_MONOTONIC, 0))                                                                   \
     EACH_MAKES(signalfd, (-1, &each_signals, 0))                                                                       \
     EACH_MAKES(memfd_create, ("x", 0))                                                                                 \
+    EACH_MAKES(inotify_init, ())                                                                                       \
     EACH_MAKES(inotify_init1, (0))                                                                                     \
+    CALL(daemon, {                                                                                                     \
+        int status = 1;                                                                                                \
+        pid_t child = fork();                                                                                          \
+        if (child == 0)                                                                                                \
+            _exit(daemon(1, 1) != 0);                                                                                  \
+        good = child > 0 && waitpid(child, &status, 0) == child && status == 0;                                        \
+    })                                                                                                                 \
+    EACH_FAILS(login_tty, (-1), EBADF)                                                                                 \
     EACH_FAILS(setns, (-1, 0), EBADF)                                                                                  \
     EACH_GIVES(unshare, (0), 0)
 
