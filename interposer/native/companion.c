@@ -535,15 +535,38 @@ void companion_serve(struct sock *sock, int fd)
     companion_notice(sock, fd);
 }
 
+/* The kernel keeps it for every program that has the companions. */
+static void tell_programs(const struct sock *sock, int word)
+{
+    int saved = errno;
+    for (int i = 0; i < sock->ncompanions && !sandbox_closed; i++)
+        real.setsockopt(companion_poll_fd(sock, i), SOL_SOCKET, SO_INCOMING_CPU, &word, sizeof word);
+    errno = saved;
+}
+
 void companion_mark_accepting(const struct sock *sock)
 {
     if (common(sock, COMMON_ACCEPTED) & COMMON_ACCEPTED)
         return;
     change_common(sock, 0, COMMON_ACCEPTED);
-    int saved = errno;                 /* other programs that have the companions are told by the kernel */
-    for (int i = 0; i < sock->ncompanions && !sandbox_closed; i++)
-        real.setsockopt(companion_poll_fd(sock, i), SOL_SOCKET, SO_INCOMING_CPU, &lifecycle_pid, sizeof lifecycle_pid);
-    errno = saved;
+    tell_programs(sock, lifecycle_pid);
+}
+
+/* A process id is never 0, and -1 says nothing. */
+void companion_tell_exec(const struct sock *sock, bool goes)
+{
+    tell_programs(sock, goes ? -1 - lifecycle_pid : common(sock, COMMON_ACCEPTED) & COMMON_ACCEPTED ? lifecycle_pid : -1);
+}
+
+bool companion_came_by_exec(const struct sock *sock)
+{
+    int word = -1;
+    socklen_t length = sizeof word;
+    bool came = real.getsockopt(companion_poll_fd(sock, 0), SOL_SOCKET, SO_INCOMING_CPU, &word, &length) == 0 &&
+                word == -1 - lifecycle_pid;
+    if (came)
+        tell_programs(sock, -1);
+    return came;
 }
 
 /* Another program, which has made them or got them. */

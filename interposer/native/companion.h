@@ -68,6 +68,9 @@ void companion_notice(struct sock *sock, int fd);
 void companion_serve(struct sock *sock, int fd);
 /* It calls accept(). Who has only waited may leave that to another program. */
 void companion_mark_accepting(const struct sock *sock);
+/* This process is about to become another program, for which the listener stands in epolls alone; or has failed to. */
+void companion_tell_exec(const struct sock *sock, bool goes);
+bool companion_came_by_exec(const struct sock *sock);
 /* Has this process, or one that shares the listener, waited, or accepted? */
 bool companion_is_accepting(const struct sock *sock);
 bool companion_is_served(const struct sock *sock);

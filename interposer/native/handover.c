@@ -7,6 +7,7 @@
 #include "listing.h"
 #include "options.h"
 #include "ports.h"
+#include "readiness.h"
 #include "reasons.h"
 #include "real.h"
 #include "sandbox.h"
@@ -206,7 +207,11 @@ static bool take(int fd, struct sock *sock, void *context)
         return true;
     sock->foreign = false;             /* its O_NONBLOCK is the switch's, as in the program before */
     sock->generation = flows_generation();
+    bool in_epolls = sock->in_epoll = companion_came_by_exec(sock);
+    readiness_recall(sock, fd);
     switch_listens(sock, fd);
+    if (in_epolls && readiness_adopt_listener(sock, fd) < 0)
+        companion_give_up(sock, fd, REASON_EPOLL_LIMIT);
     if (uring_exists(true) || uring_possible)   /* who waits there already might wait for ever */
         companion_give_up(sock, fd, REASON_IO_URING);
     return true;
@@ -370,9 +375,15 @@ static void part(int fd, struct sock *sock)
 struct next {
     const char *file;
     char *const *environment;
-    bool search, actions;
+    bool search, actions, goes;        /* goes: this process becomes that program */
     enum what_starts starts;
 };
+
+/* No other process has what it is registered with. */
+static bool epolls_are_ours(struct sock *sock)
+{
+    return sock->fork_count == lifecycle_forks() && !lifecycle_borrowed() && readiness_is_awaited(sock);
+}
 
 static bool hand_on(int fd, struct sock *sock, void *context)
 {
@@ -390,31 +401,40 @@ static bool hand_on(int fd, struct sock *sock, void *context)
         companion_pass(sock, false);
         part(fd, sock);
     }
+    if (next->starts != NOTHING && next->goes && epolls_are_ours(sock)) {
+        readiness_abandon_listener(sock);   /* what stands there for it is closed at exec */
+        companion_tell_exec(sock, true);
+    }
     return true;
 }
 
 static bool keep(int fd, struct sock *sock, void *context)
 {
-    (void)fd, (void)context;
-    if (sock_phase(sock) == SOCK_LISTENING)
-        companion_pass(sock, false);
+    const bool *stays = context;
+    if (sock_phase(sock) != SOCK_LISTENING)
+        return true;
+    companion_pass(sock, false);
+    if (*stays && epolls_are_ours(sock)) {
+        companion_tell_exec(sock, false);
+        if (readiness_rejoin(sock, fd) < 0)
+            companion_give_up(sock, fd, REASON_EPOLL_LIMIT);
+    }
     return true;
 }
 
-static void before(const char *file, bool search, char *const environment[], bool actions)
+static void before(struct next next)
 {
     int saved = errno;
-    struct next next = {file, environment, search, actions, NOT_KNOWN};
     if (lifecycle_active && !switch_guard)
         fdtable_each_held(hand_on, &next);
     errno = saved;
 }
 
-static void take_back(void)
+static void take_back(bool stays)
 {
     int saved = errno;
     if (lifecycle_active && !switch_guard)
-        fdtable_each_held(keep, NULL);
+        fdtable_each_held(keep, &stays);
     errno = saved;
 }
 
@@ -422,12 +442,12 @@ void handover_before_exec(const char *file, bool search, char *const environment
 {
     if (!lifecycle_borrowed())         /* in a vfork child the count is the parent's, and stands */
         hidden_before_start();
-    before(file, search, environment, false);
+    before((struct next){file, environment, search, .goes = true});
 }
 
 void handover_after_exec(void)
 {
-    take_back();
+    take_back(true);
     if (!lifecycle_borrowed())
         hidden_after_start();
 }
@@ -436,13 +456,13 @@ void handover_before_spawn(const char *file, bool search, char *const environmen
 {
     hidden_before_start();
     atomic_fetch_add(&spawning, 1);
-    before(file, search, environment, actions);
+    before((struct next){file, environment, search, actions, .goes = false});
 }
 
 void handover_after_spawn(void)
 {
     if (atomic_fetch_sub(&spawning, 1) == 1)
-        take_back();
+        take_back(false);
     hidden_after_start();
 }
 
@@ -450,7 +470,7 @@ void handover_after_spawn(void)
 void handover_after_fork_child(void)
 {
     if (atomic_exchange(&spawning, 0))
-        take_back();
+        take_back(false);
 }
 
 void handover_before_send(const struct msghdr *message)

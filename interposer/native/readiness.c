@@ -408,11 +408,9 @@ static void leave(struct sock *sock, struct sock_registration *registration)
         put_in(sock, registration);
 }
 
-int readiness_adopt_listener(struct sock *sock, int fd)
+int readiness_rejoin(struct sock *sock, int fd)
 {
     int error = 0;
-    private_epoll_renew(sock);
-    private_epoll_companions_changed(sock);
     for (int i = 0; i < sock->nregistrations; i++) {
         struct sock_registration *registration = &sock->registrations[i];
         if (registration->epfd >= 0 && !take_out(sock, registration))
@@ -427,6 +425,13 @@ int readiness_adopt_listener(struct sock *sock, int fd)
             put_in(sock, registration);
     }
     return error ? -REASON_EPOLL_LIMIT : 0;
+}
+
+int readiness_adopt_listener(struct sock *sock, int fd)
+{
+    private_epoll_renew(sock);
+    private_epoll_companions_changed(sock);
+    return readiness_rejoin(sock, fd);
 }
 
 bool readiness_is_awaited(const struct sock *sock)

@@ -18,6 +18,8 @@ void readiness_after_swap(struct sock *sock, bool keep);
 void readiness_recall(struct sock *sock, int fd);
 /* After listen(): registrations made before it now stand for the companions too. 0, or minus a reason number. */
 int readiness_adopt_listener(struct sock *sock, int fd);
+/* Undoes readiness_abandon_listener(). */
+int readiness_rejoin(struct sock *sock, int fd);
 /* Is the socket registered with any epoll? */
 bool readiness_is_awaited(const struct sock *sock);
 /* New companions have taken the place of silenced ones: where the epolls of this process held those, they hold these. */

@@ -351,6 +351,47 @@ serve(listener)
         on_san(*yard.replies(client))
 
 
+@pytest.mark.parametrize("then", ["switched", "plain", "fails"])
+def test_epoll_through_exec(yard: Yard, tmp_path: Path, then: str) -> None:
+    """T2, T4: an epoll that lives through exec, or through one that fails, goes on to tell of a listener, once."""
+    second = """
+import os, select, signal, socket, sys
+same, watch = socket.socket(fileno=int(sys.argv[1])), select.epoll.fromfd(int(sys.argv[2]))
+os.write(1, b"ready\\n")
+for _ in range(4):
+    assert watch.poll(10) == [(same.fileno(), select.EPOLLIN)]
+    end, peer = same.accept()
+    end.sendall(("%d epoll %s:%d %s:%d" % (os.getpid(), *peer, *end.getsockname())).encode())
+    assert watch.poll(0) == []
+try:
+    watch.register(same.fileno(), select.EPOLLIN)
+except FileExistsError:
+    os.write(1, b"registered\\n")
+signal.pause()
+"""
+    (tmp_path / "program").write_text(second)
+    server = yard.start(f"""
+import select
+listener = listen({yard.port})
+epoll = select.epoll()
+epoll.register(listener.fileno(), select.EPOLLIN)
+os.set_inheritable(epoll.fileno(), True)
+words = [{str(tmp_path / "program")!r}, str(listener.fileno()), str(epoll.fileno())]
+if {then!r} == "fails":
+    try:
+        os.execv("/nowhere", words)
+    except FileNotFoundError:
+        sys.argv = words
+        exec(open(words[0]).read())
+else:
+    os.execve(PYTHON, [PYTHON, *words], plain() if {then!r} == "plain" else os.environ)
+""")
+    yard.told(server)
+    replies = yard.ask()
+    (on_tcp if then == "plain" else on_san)(*replies)
+    yard.told(server, "registered")
+
+
 def test_failed_exec(yard: Yard, tmp_path: Path) -> None:
     """S23, T4: an exec that fails leaves a server as it was, and its companion close-on-exec."""
     program = tmp_path / "program"

@@ -213,6 +213,16 @@ FOUND = {
         server.getpeername(3, 16)
         server.poll([(3, 8197)], 0, 'poll')
     """,
+    "T2, T4: an epoll that watches a listener, through exec": """
+        client.epoll_create()
+        client.socket(2, 1, 0)
+        client.bind(4, ('127.0.0.1', 0))
+        client.listen(4, 8)
+        client.learn(4, 'p1')
+        client.epoll_ctl(3, 1, 4, 1)
+        client.exec()
+        client.epoll_ctl(3, 1, 4, 1)
+    """,
 }
 
 
