@@ -82,7 +82,7 @@ struct sock {
     _Atomic int epoll;                 /* a listener's private epoll, for this process to wait at, or -1 */
     _Atomic int32_t epoll_pid;
     _Atomic int epoll_shared;          /* the one that stands in the program's epolls; forked processes share it, as those */
-    uint32_t epoll_forks;              /* lifecycle's, when that one was made */
+    _Atomic uint32_t epoll_forks;      /* lifecycle's, when that one was made */
     _Atomic uint64_t completion;       /* of a connect in progress: connecting.c */
     uint32_t attempt;                  /* the number of the companion that was set up last, in this process */
     _Atomic int connect_error;         /* errno of one that failed later, until the program has been told; CONNECT_* */

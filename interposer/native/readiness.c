@@ -90,12 +90,16 @@ static bool is_wanted(const struct item *item, void *context)
 /* That descriptor stood for a registration which is no more, or has another. */
 static void release(struct sock *sock, int via)
 {
+    bool used = false;
+    if (via < 0 || !sock_lock(sock))
+        return;
     for (int i = 0; i < sock->nregistrations; i++) {
         const struct sock_registration *other = &sock->registrations[i];
-        if (other->epfd >= 0 && other->owned && other->via == via)
-            return;
+        used |= other->epfd >= 0 && other->owned && other->via == via;
     }
-    hidden_close(via);
+    sock_unlock(sock);
+    if (!used)
+        hidden_close(via);
 }
 
 /* Places of registrations that ended with their epolls. */
