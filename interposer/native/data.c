@@ -81,7 +81,8 @@ static bool opens_again(const struct sock *sock, int flags)
     return true;
 }
 
-static ssize_t send_message(struct sock *sock, int fd, const struct msghdr *message, int flags)
+/* `written`: by writev(), of which no socket hears where there is nothing to write. */
+static ssize_t send_message(struct sock *sock, int fd, const struct msghdr *message, int flags, bool written)
 {
     int native = native_flags(flags);
     if (opens_again(sock, flags))
@@ -101,6 +102,10 @@ static ssize_t send_message(struct sock *sock, int fd, const struct msghdr *mess
     size_t size = 0;
     for (size_t i = 0; errno == EPIPE && i < message->msg_iovlen; i++)
         size += message->msg_iov[i].iov_len;
+    if (errno == EPIPE && written && !size) {
+        errno = saved;
+        return 0;
+    }
     return not_sent(sock, fd, size, flags, saved);
 }
 
@@ -108,7 +113,7 @@ ssize_t data_send(struct sock *sock, int fd, const void *buffer, size_t size, in
 {
     if (sock_is_slow(sock, SLOW_CONNECTING | SLOW_MOVER) || flags & MSG_FASTOPEN) {
         struct iovec part = {(void *)buffer, size};
-        return send_message(sock, fd, &(struct msghdr){.msg_iov = &part, .msg_iovlen = 1}, flags);
+        return send_message(sock, fd, &(struct msghdr){.msg_iov = &part, .msg_iovlen = 1}, flags, false);
     }
     int saved = errno;
     ssize_t result = real.send(fd, buffer, size, native_flags(flags));
@@ -186,7 +191,7 @@ ssize_t data_sendmsg(struct sock *sock, int fd, const struct msghdr *message, in
     copy.msg_namelen = 0;
     copy.msg_control = NULL;           /* and passes no descriptors */
     copy.msg_controllen = 0;
-    return send_message(sock, fd, &copy, flags);
+    return send_message(sock, fd, &copy, flags, false);
 }
 
 ssize_t data_writev(struct sock *sock, int fd, const struct iovec *vector, int count)
@@ -199,7 +204,7 @@ ssize_t data_writev(struct sock *sock, int fd, const struct iovec *vector, int c
         return real.writev(fd, vector, count);
     struct msghdr message = {.msg_iov = (struct iovec *)vector, .msg_iovlen = (size_t)count};
     int saved = errno;
-    ssize_t result = send_message(sock, fd, &message, 0);
+    ssize_t result = send_message(sock, fd, &message, 0, true);
     if (result < 0 && errno == EMSGSIZE)   /* sendmsg's word for too long a vector */
         errno = EINVAL;
     if (result >= 0 || errno != ENOTSOCK)

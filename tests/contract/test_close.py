@@ -366,6 +366,19 @@ def test_over_by_shutdown(world: World) -> None:
     server.recv(accepted, 5)
 
 
+def test_nothing_written_after_the_end(world: World) -> None:
+    """T7, T9: writev() of nothing succeeds after SHUT_WR, without a signal; send() of nothing does not."""
+    client = world.client
+    client.handle(signal.SIGPIPE)
+    fd, _ = world.pair()
+    client.shutdown(fd, socket.SHUT_WR)
+    assert client.writev(fd, [b"", b""]) == 0
+    assert client.signals() == 0
+    assert client.send(fd, b"") == "EPIPE"
+    assert client.sendmsg(fd, [b"", b""]) == "EPIPE"
+    client.signals()
+
+
 @pytest.mark.parametrize("ends", ["close", "shutdown", "reset"])
 def test_over_after_shutdown_read(world: World, ends: str) -> None:
     """T9: a connection whose peer has answered bytes with a reset has no peer any more, after a SHUT_RD too."""
