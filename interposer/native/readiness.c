@@ -90,15 +90,15 @@ static bool is_wanted(const struct item *item, void *context)
 /* That descriptor stood for a registration which is no more, or has another. */
 static void release(struct sock *sock, int via)
 {
-    bool used = false;
+    bool needed = false;
     if (via < 0 || !sock_lock(sock))
         return;
     for (int i = 0; i < sock->nregistrations; i++) {
         const struct sock_registration *other = &sock->registrations[i];
-        used |= other->epfd >= 0 && other->owned && other->via == via;
+        needed |= other->epfd >= 0 && other->owned && other->via == via;
     }
     sock_unlock(sock);
-    if (!used)
+    if (!needed)
         hidden_close(via);
 }
 
