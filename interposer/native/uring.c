@@ -183,7 +183,7 @@ bool uring_exists(bool listener)
     if (atomic_load_explicit(&uring_made, memory_order_relaxed))
         return true;
     int64_t now = clock_coarse_ms();
-    if (!listener && !uring_possible && now < look_again)
+    if (!listener && now < look_again)
         return false;
     look_again = now + LOOK_AGAIN_MS;
     struct look look = {0};

@@ -11,7 +11,7 @@ extern _Atomic bool uring_made;
  * a connection by libc's calls. As of the last listener that looked. */
 extern _Atomic bool uring_possible;
 
-/* Before a decision: has this process a ring, as far as can be seen now? Every listener looks; connections look once a
- * second, or always where the code to make one was found. */
+/* Before a decision: has this process a ring, as far as can be seen now? Every listener looks, connections once a
+ * second: one from before the ring goes on as AF_UNIX. */
 bool uring_exists(bool listener);
 #endif
