@@ -54,7 +54,6 @@ OPTIONS: list[tuple[int, int, list[int]]] = [
     (TCP, socket.TCP_USER_TIMEOUT, [0, 3000, -1]),
     (TCP, socket.TCP_SYNCNT, [2, 0]),
     (TCP, socket.TCP_LINGER2, [10, -1]),
-    (TCP, socket.TCP_WINDOW_CLAMP, []),
     (TCP, 25, [0, 1]),  # TCP_NOTSENT_LOWAT
     (IP, socket.IP_TOS, [0, 0x10, 0x08]),
     (IP, socket.IP_TTL, [64, 1, 0, 300]),
