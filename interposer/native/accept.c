@@ -1,6 +1,7 @@
 /* accept() on listeners that several providers and TCP serve: who has a connection, whose turn it is, and the wait for one.
  * Owns the turn of this process's threads at listeners that may block. Runs after fork. */
 #include "clock.h"
+#include "common.h"
 #include "companion.h"
 #include "decide.h"
 #include "names.h"
@@ -54,7 +55,7 @@ static int accept_real(int fd, struct sockaddr *address, socklen_t *length, int 
 /* May accept() on the TCP listener block? Only after another program inherited it, with its O_NONBLOCK as it was. */
 static bool may_block(const struct sock *listener, int fd)
 {
-    return sock_phase(listener) == SOCK_LISTENING && !companion_is_nonblocking(listener) &&
+    return sock_phase(listener) == SOCK_LISTENING && !common_is_nonblocking(listener) &&
            !(real.fcntl(fd, F_GETFL, 0) & O_NONBLOCK);
 }
 
@@ -333,8 +334,8 @@ static int accept_held(struct sock **held, int fd, struct sockaddr *address, soc
             companion_serve(*held, fd);
         if (sock_phase(*held) != SOCK_LISTENING)
             break;
-        companion_mark_accepting(*held);
-        bool nonblocking = companion_is_nonblocking(*held);
+        common_mark_accepting(*held);
+        bool nonblocking = common_is_nonblocking(*held);
         if (!nonblocking) {
             int waited = wait_for_connection(*held, fd, &deadline);
             if (waited < 0)

@@ -1,6 +1,7 @@
 /* Owns the sequence of calls down to a provider, and the swap. No lock: a socket is in the hands of one thread while it
  * is SOCK_DECIDING. Runs after fork. */
 #include "companion.h"
+#include "common.h"
 #include "connecting.h"
 #include "firewall.h"
 #include "lifecycle.h"
@@ -10,7 +11,6 @@
 #include "readiness.h"
 #include "real.h"
 #include "reasons.h"
-#include "sandbox.h"
 #include "stats.h"
 #include "switch.h"
 #include "trace.h"
@@ -18,54 +18,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
-#include <signal.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #ifndef SO_NETNS_COOKIE
 #define SO_NETNS_COOKIE 71
 #endif
-
-/* What forked processes share of a listener: a word on a page of theirs, its number above, COMMON_* below. A listener whose
- * word another has taken is each process's own. The first word counts. */
-#define COMMON_WORDS 4096
-#define COMMON_TRIES 64
-enum { COMMON_WAITED = 1, COMMON_ACCEPTED = 2, COMMON_NONBLOCKING = 4, COMMON_SHUT = 8 };
-
-static _Atomic(_Atomic uint64_t *) common_page;
-
-/* A word of every socket that only TCP and UDP use: -1 in one of AF_UNIX, unless it was marked. */
-#define MARKED 0x53414e00u
-#define MARKS 0xffu
-
-unsigned companion_marks(int fd)
-{
-    int word = -1, saved = errno;
-    socklen_t length = sizeof word;
-    if (!sandbox_closed && real.getsockopt(fd, SOL_SOCKET, SO_INCOMING_CPU, &word, &length) < 0)
-        errno = saved;
-    return ((unsigned)word & ~MARKS) == MARKED ? (unsigned)word & MARKS : 0;
-}
-
-void companion_mark(int fd, unsigned marks)
-{
-    int saved = errno;
-    unsigned before = companion_marks(fd);
-    int word = (int)(MARKED | before | marks);
-    if (!sandbox_closed && (before | marks) != before &&
-        real.setsockopt(fd, SOL_SOCKET, SO_INCOMING_CPU, &word, sizeof word) < 0)
-        errno = saved;
-}
-
-void companion_recall(struct sock *sock, int fd)
-{
-    unsigned marks = sock->shut_write || sock->fork_count == lifecycle_forks() ? 0 : companion_marks(fd);
-    if (marks & MARK_SHUT_WRITE)
-        sock->shut_write = true;
-    if (marks & MARK_SHUT_READ)
-        atomic_fetch_or(&sock->slow, SLOW_SHUT_READ);
-}
 
 static int reason_of(int error)
 {
@@ -323,7 +281,7 @@ static int conclude(struct sock *sock, int fd, int error)
         if (sock->moving.mover)
             atomic_fetch_or(&sock->slow, SLOW_MOVER);
         if (sock->family == AF_INET6 && endpoint_is_v4(&sock->remote))
-            companion_mark(native, MARK_V6);
+            common_mark(native, MARK_V6);
         int now = sock->connecting ? connecting_own(sock) : atomic_load(&sock->shadow);
         error = companion_put_under(sock, fd, native, now, false);
         real.close(native);
@@ -423,96 +381,9 @@ void companion_abandon(struct sock *sock)
     companion->provider->wsp_close_socket(companion->descriptor);
 }
 
-static _Atomic uint64_t *common_place(uint32_t number)
-{
-    return &atomic_load_explicit(&common_page, memory_order_relaxed)[1 + number % (COMMON_WORDS - 1)];
-}
-
-/* The word, or `otherwise` where there is none. */
-static uint32_t common(const struct sock *sock, uint32_t otherwise)
-{
-    uint32_t number = atomic_load_explicit(&sock->common, memory_order_relaxed);
-    uint64_t word = number ? atomic_load_explicit(common_place(number), memory_order_relaxed) : 0;
-    return word >> 32 == number && number ? (uint32_t)word : otherwise;
-}
-
-static void change_common(const struct sock *sock, uint32_t clear, uint32_t set)
-{
-    uint32_t number = atomic_load_explicit(&sock->common, memory_order_relaxed);
-    uint64_t word = number ? atomic_load(common_place(number)) : 0;
-    while (number && word >> 32 == number &&
-           !atomic_compare_exchange_weak(common_place(number), &word, (word & ~(uint64_t)clear) | set))
-        continue;
-}
-
-static _Atomic uint64_t *get_common_page(void)
-{
-    _Atomic uint64_t *page = atomic_load(&common_page), *none = NULL;
-    size_t size = COMMON_WORDS * sizeof *page;
-    if (page)
-        return page;
-    page = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (page == MAP_FAILED)
-        return NULL;
-    if (atomic_compare_exchange_strong(&common_page, &none, page))
-        return page;
-    munmap((void *)(uintptr_t)page, size);
-    return none;
-}
-
-/* Where no other process can know the listener, its word is the next one's. */
-static void give_common(struct sock *sock)
-{
-    uint32_t number = atomic_exchange(&sock->common, 0);
-    uint64_t word = number ? atomic_load(common_place(number)) : 0;
-    if (number && word >> 32 == number && sock->fork_count == lifecycle_forks())
-        atomic_compare_exchange_strong(common_place(number), &word, 0);
-}
-
-/* Where all words are taken, another listener's. */
-static void take_common(struct sock *sock)
-{
-    _Atomic uint64_t *page = get_common_page();
-    uint32_t number = 0;
-    give_common(sock);
-    for (int tries = 0; page && tries < COMMON_TRIES; tries++) {
-        uint64_t nobody = 0;
-        do
-            number = (uint32_t)atomic_fetch_add(page, 1);
-        while (!number);
-        if (atomic_compare_exchange_strong(common_place(number), &nobody, (uint64_t)number << 32))
-            break;
-        if (tries == COMMON_TRIES - 1)
-            atomic_store(common_place(number), (uint64_t)number << 32);
-    }
-    atomic_store(&sock->common, number);
-    companion_set_nonblocking(sock, sock->nonblocking);
-}
-
-bool companion_is_nonblocking(const struct sock *sock)
-{
-    return common(sock, sock->nonblocking ? COMMON_NONBLOCKING : 0) & COMMON_NONBLOCKING;
-}
-
-void companion_set_nonblocking(struct sock *sock, bool on)
-{
-    sock->nonblocking = on;
-    change_common(sock, COMMON_NONBLOCKING, on ? COMMON_NONBLOCKING : 0);
-}
-
-void companion_tell_shut(const struct sock *sock)
-{
-    change_common(sock, 0, COMMON_SHUT);
-}
-
-bool companion_is_shut(const struct sock *sock)
-{
-    return common(sock, 0) & COMMON_SHUT;
-}
-
 void companion_notice(struct sock *sock, int fd)
 {
-    if (companion_is_shut(sock))
+    if (common_is_shut(sock))
         companion_give_up(sock, fd, REASON_HANDED_ON);
 }
 
@@ -529,69 +400,9 @@ static void announce(struct sock *sock, int fd)
 
 void companion_serve(struct sock *sock, int fd)
 {
-    if (!(common(sock, COMMON_WAITED) & COMMON_WAITED))
-        change_common(sock, 0, COMMON_WAITED);
+    common_mark_waiting(sock);
     announce(sock, fd);
     companion_notice(sock, fd);
-}
-
-/* The kernel keeps it for every program that has the companions. */
-static void tell_programs(const struct sock *sock, int word)
-{
-    int saved = errno;
-    for (int i = 0; i < sock->ncompanions && !sandbox_closed; i++)
-        real.setsockopt(companion_poll_fd(sock, i), SOL_SOCKET, SO_INCOMING_CPU, &word, sizeof word);
-    errno = saved;
-}
-
-void companion_mark_accepting(const struct sock *sock)
-{
-    if (common(sock, COMMON_ACCEPTED) & COMMON_ACCEPTED)
-        return;
-    change_common(sock, 0, COMMON_ACCEPTED);
-    tell_programs(sock, lifecycle_pid);
-}
-
-/* A process id is never 0, and -1 says nothing. */
-void companion_tell_exec(const struct sock *sock, bool goes)
-{
-    tell_programs(sock, goes ? -1 - lifecycle_pid : common(sock, COMMON_ACCEPTED) & COMMON_ACCEPTED ? lifecycle_pid : -1);
-}
-
-bool companion_came_by_exec(const struct sock *sock)
-{
-    int word = -1;
-    socklen_t length = sizeof word;
-    bool came = real.getsockopt(companion_poll_fd(sock, 0), SOL_SOCKET, SO_INCOMING_CPU, &word, &length) == 0 &&
-                word == -1 - lifecycle_pid;
-    if (came)
-        tell_programs(sock, -1);
-    return came;
-}
-
-/* Another program, which has made them or got them. */
-static bool accepted_elsewhere(const struct sock *sock)
-{
-    int saved = errno;
-    bool found = false;
-    for (int i = 0; i < sock->ncompanions && !sandbox_closed; i++) {
-        int pid = -1;
-        socklen_t length = sizeof pid;
-        found |= real.getsockopt(companion_poll_fd(sock, i), SOL_SOCKET, SO_INCOMING_CPU, &pid, &length) == 0 && pid > 0 &&
-                 (kill(pid, 0) == 0 || errno == EPERM);
-    }
-    errno = saved;
-    return found;
-}
-
-bool companion_is_accepting(const struct sock *sock)
-{
-    return common(sock, COMMON_ACCEPTED) & COMMON_ACCEPTED || accepted_elsewhere(sock);
-}
-
-bool companion_is_served(const struct sock *sock)
-{
-    return common(sock, COMMON_WAITED) & (COMMON_WAITED | COMMON_ACCEPTED);
 }
 
 static void learn_v6only(struct sock *sock, int fd)
@@ -608,7 +419,7 @@ static void learn_v6only(struct sock *sock, int fd)
 static void keep_from_blocking(struct sock *sock, int fd)
 {
     int flags = real.fcntl(fd, F_GETFL, 0);
-    companion_set_nonblocking(sock, flags & O_NONBLOCK);
+    common_set_nonblocking(sock, flags & O_NONBLOCK);
     if (!(flags & O_NONBLOCK) && !sock->foreign)
         real.fcntl(fd, F_SETFL, flags | O_NONBLOCK);
 }
@@ -622,7 +433,7 @@ int companion_listen(struct sock *sock, int fd, const struct verdict *verdict, i
         return -REASON_ADDRESS;
     learn_v6only(sock, fd);
     close_companions(sock);            /* of a listener that was shut down before */
-    take_common(sock);
+    common_take(sock);
     sock->quiet = quiet;
     sock->inherited = false;
     for (int i = 0; i < PROVIDERS_MAX && verdict->providers[i]; i++) {
@@ -683,7 +494,7 @@ bool companion_take(struct sock *sock, int fd, int *fds, int count)
     if (!sock->ncompanions)
         return false;
     learn_v6only(sock, fd);
-    take_common(sock);
+    common_take(sock);
     sock->inherited = true;
     sock->quiet = true;                /* perhaps; this program may have an io_uring */
     return true;
@@ -691,7 +502,7 @@ bool companion_take(struct sock *sock, int fd, int *fds, int count)
 
 bool companion_pass(const struct sock *sock, bool on)
 {
-    bool all = sock->ncompanions > 0, nonblocking = companion_is_nonblocking(sock);
+    bool all = sock->ncompanions > 0, nonblocking = common_is_nonblocking(sock);
     for (int i = 0; i < sock->ncompanions; i++) {
         const struct companion *companion = &sock->companions[i];
         all = all && companion->provider->wsp_pass &&
@@ -734,7 +545,7 @@ int companion_accept(struct sock *sock, int index, bool nonblocking, bool cloexe
     struct companion accepted = {listener->provider, descriptor};
     int fd = detach(&accepted, moving);
     if (fd >= 0 && sock->family == AF_INET6 && endpoint_is_v4(&sock->local))   /* a wildcard's name tells it */
-        companion_mark(fd, MARK_V6);
+        common_mark(fd, MARK_V6);
     return fd < 0 ? not_taken(fd) : fd;
 }
 
@@ -757,9 +568,9 @@ void companion_silence(struct sock *sock)
 
 void companion_leave(struct sock *sock, int fd)
 {
-    bool cleared = companion_is_shut(sock) && sock_phase(sock) != SOCK_DECIDING;   /* by who has shut it */
+    bool cleared = common_is_shut(sock) && sock_phase(sock) != SOCK_DECIDING;   /* by who has shut it */
     readiness_abandon_listener(sock);
-    if (!cleared && !companion_is_nonblocking(sock) && !sock->foreign) {
+    if (!cleared && !common_is_nonblocking(sock) && !sock->foreign) {
         int flags = real.fcntl(fd, F_GETFL, 0);
         if (flags >= 0)
             real.fcntl(fd, F_SETFL, flags & ~O_NONBLOCK);
@@ -828,7 +639,7 @@ void companion_dispose(struct sock *sock)
     int saved = errno;                 /* the close() that led here has succeeded */
     close_companions(sock);
     if (sock->common)
-        give_common(sock);
+        common_give(sock);
     connecting_dispose(sock);
     companion_stop_moving(&sock->moving);
     readiness_dispose(sock);

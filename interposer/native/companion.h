@@ -49,39 +49,19 @@ void companion_backlog(struct sock *sock, int backlog);
 void companion_option(struct sock *sock, int level, int name, const void *value, socklen_t length);
 /* The TCP listener stands alone in the program's epolls again, with its own O_NONBLOCK. */
 void companion_leave(struct sock *sock, int fd);
-/* What the kernel keeps of a companion for every process that has it. Marks are only ever added; unmarked, as far as known, is 0.
- * No system call in a closed sandbox. */
-enum { MARK_SHUT_WRITE = 1, MARK_SHUT_READ = 2, MARK_V6 = 4 };
-void companion_mark(int fd, unsigned marks);
-unsigned companion_marks(int fd);
-/* A connection learns which directions its other holders have shut. */
-void companion_recall(struct sock *sock, int fd);
-/* The program's view of a listener's O_NONBLOCK, which it shares with forked processes. */
-bool companion_is_nonblocking(const struct sock *sock);
-void companion_set_nonblocking(struct sock *sock, bool on);
-/* The listener was shut down: whoever shares it finds that out by companion_notice(), which leaves it to TCP. */
-void companion_tell_shut(const struct sock *sock);
-bool companion_is_shut(const struct sock *sock);
+/* A listener that another process has shut down is left to TCP. */
 void companion_notice(struct sock *sock, int fd);
 /* The program waits or accepts on the listener by a hooked call. Clients find its companions from here on; but a process
  * that has an io_uring by now gives them up, and so does one that shares it with who has shut it down. */
 void companion_serve(struct sock *sock, int fd);
-/* It calls accept(). Who has only waited may leave that to another program. */
-void companion_mark_accepting(const struct sock *sock);
-/* This process is about to become another program, for which the listener stands in epolls alone; or has failed to. */
-void companion_tell_exec(const struct sock *sock, bool goes);
-bool companion_came_by_exec(const struct sock *sock);
-/* Has this process, or one that shares the listener, waited, or accepted? */
-bool companion_is_accepting(const struct sock *sock);
-bool companion_is_served(const struct sock *sock);
 /* Who waits at a silenced companion is reset, as at a TCP listener that is shut down. */
 void companion_turn_away(struct sock *sock);
 /* A listener is to lose its companions, for that reason, once they are drained: accept gives them up then. */
 void companion_retire(struct sock *sock, int reason);
 /* A listener loses its companions at once: TCP, with that reason unless it was retired for another. */
 void companion_give_up(struct sock *sock, int fd, int reason);
-/* The last reference is gone. */
 /* Leaves a listener to TCP, and closes its companions, for want of descriptors; false: it has to keep them. */
 bool companion_yield(struct sock *sock, int fd);
+/* The last reference is gone. */
 void companion_dispose(struct sock *sock);
 #endif

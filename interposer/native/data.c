@@ -1,5 +1,6 @@
 /* Owns nothing. Async-signal-safe, runs after fork; errno is touched on failure only. */
 #include "data.h"
+#include "common.h"
 #include "companion.h"
 #include "connecting.h"
 #include "lifecycle.h"
@@ -34,7 +35,7 @@ static ssize_t not_sent(struct sock *sock, int fd, size_t size, int flags, int s
 {
     if (errno != EPIPE || sandbox_closed)
         return -1;
-    companion_recall(sock, fd);
+    common_recall(sock, fd);
     bool ended = has_ended(fd);
     int pending = 0;
     socklen_t length = sizeof pending;

@@ -1,6 +1,7 @@
 /* Owns nothing but the count of calls that start processes, while companions are inheritable. Runs after fork; what serves
  * exec runs in vfork children too. */
 #include "handover.h"
+#include "common.h"
 #include "companion.h"
 #include "flows.h"
 #include "lifecycle.h"
@@ -71,7 +72,7 @@ static struct sock *adopt_companion(int fd)
         int end = provider ? provider->wsp_recognise(fd, &local, &peer, &v6) : -1;
         if (end < 0)
             continue;
-        struct sock *sock = fdtable_new(fd, v6 || companion_marks(fd) & MARK_V6 ? AF_INET6 : AF_INET, SOCK_DECIDING);
+        struct sock *sock = fdtable_new(fd, v6 || common_marks(fd) & MARK_V6 ? AF_INET6 : AF_INET, SOCK_DECIDING);
         if (!sock)
             return NULL;
         sock->fork_count = ~0u;        /* shared, as far as anybody knows */
@@ -80,7 +81,7 @@ static struct sock *adopt_companion(int fd)
         sock->role = end ? ROW_ACCEPT : ROW_CONNECT;
         sock->generation = flows_generation();
         sock->companions[0].provider = provider;
-        companion_recall(sock, fd);
+        common_recall(sock, fd);
         sock_becomes(sock, SOCK_CONNECTED);
         stats_connection(provider->id);
         switch_publish(fd, sock);
@@ -207,7 +208,7 @@ static bool take(int fd, struct sock *sock, void *context)
         return true;
     sock->foreign = false;             /* its O_NONBLOCK is the switch's, as in the program before */
     sock->generation = flows_generation();
-    bool in_epolls = sock->in_epoll = companion_came_by_exec(sock);
+    bool in_epolls = sock->in_epoll = common_came_by_exec(sock);
     readiness_recall(sock, fd);
     switch_listens(sock, fd);
     if (in_epolls && readiness_adopt_listener(sock, fd) < 0)
@@ -364,9 +365,9 @@ static enum what_starts what_starts(const char *file, bool search, char *const e
 /* The listener goes where its companions do not. */
 static void part(int fd, struct sock *sock)
 {
-    if (!companion_is_nonblocking(sock) && !sock->foreign)
+    if (!common_is_nonblocking(sock) && !sock->foreign)
         real.fcntl(fd, F_SETFL, real.fcntl(fd, F_GETFL, 0) & ~O_NONBLOCK);
-    if (!companion_is_accepting(sock)) {
+    if (!common_is_accepting(sock)) {
         companion_silence(sock);
         companion_turn_away(sock);
     }
@@ -403,7 +404,7 @@ static bool hand_on(int fd, struct sock *sock, void *context)
     }
     if (next->starts != NOTHING && next->goes && epolls_are_ours(sock)) {
         readiness_abandon_listener(sock);   /* what stands there for it is closed at exec */
-        companion_tell_exec(sock, true);
+        common_tell_exec(sock, true);
     }
     return true;
 }
@@ -415,7 +416,7 @@ static bool keep(int fd, struct sock *sock, void *context)
         return true;
     companion_pass(sock, false);
     if (*stays && epolls_are_ours(sock)) {
-        companion_tell_exec(sock, false);
+        common_tell_exec(sock, false);
         if (readiness_rejoin(sock, fd) < 0)
             companion_give_up(sock, fd, REASON_EPOLL_LIMIT);
     }

@@ -3,6 +3,7 @@
  * side that is the parked socket; an accepted one gets a shadow when first needed. Some answers depend on being connected:
  * for them the shadow is connected to itself, over the interface that TCP would have used. */
 #include "options.h"
+#include "common.h"
 #include "companion.h"
 #include "connecting.h"
 #include "memory.h"
@@ -321,7 +322,7 @@ static uint8_t tcp_state(struct sock *sock, int fd)
     struct pollfd look = {fd, POLLRDHUP, 0};
     if (sock_phase(sock) == SOCK_CONNECTING)
         return TCP_SYN_SENT;
-    companion_recall(sock, fd);
+    common_recall(sock, fd);
     bool ended = real.poll(&look, 1, 0) == 1;
     if (ended && look.revents & POLLERR)
         return TCP_CLOSE;

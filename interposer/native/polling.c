@@ -1,6 +1,7 @@
 /* Owns nothing but the size of the descriptor table that select() would see. No lock is held while waiting. */
 #include "polling.h"
 #include "clock.h"
+#include "common.h"
 #include "companion.h"
 #include "lifecycle.h"
 #include "private_epoll.h"
@@ -68,7 +69,7 @@ static int stand_in(const struct pollfd *entry)
 static bool is_listener(int fd)
 {
     struct sock *sock = fdtable_peek(fd);
-    return sock && sock_phase(sock) == SOCK_LISTENING && !companion_is_shut(sock);
+    return sock && sock_phase(sock) == SOCK_LISTENING && !common_is_shut(sock);
 }
 
 /* Has the program shut its reading side? The kernel was not told (data.c), so it shows nothing. */
@@ -86,7 +87,7 @@ static short without_hang_up(int fd, short events)
         return events;
     if (events & POLLERR)
         sock_is_over(sock);
-    companion_recall(sock, fd);
+    common_recall(sock, fd);
     return sock->shut_write ? events : events & (short)~POLLHUP;
 }
 

@@ -3,6 +3,7 @@
  * call. Runs after fork. */
 #include "switch.h"
 #include "clock.h"
+#include "common.h"
 #include "companion.h"
 #include "connecting.h"
 #include "decide.h"
@@ -176,7 +177,7 @@ int switch_shutdown(int fd, int how)
         errno = saved;                 /* as TCP does in SYN_SENT */
     } else if (sock_phase(sock) == SOCK_CONNECTED) {
         bool ended;
-        companion_recall(sock, fd);
+        common_recall(sock, fd);
         if (names_is_over(sock, fd, &ended)) {
             result = fail(ENOTCONN);
         } else if (how == SHUT_RD && !sock->shut_write) {
@@ -196,11 +197,11 @@ int switch_shutdown(int fd, int how)
         if (result == 0 && how != SHUT_WR)
             atomic_fetch_or(&sock->slow, SLOW_SHUT_READ);
         if (result == 0)               /* for who gets it by exec, or has it already */
-            companion_mark(fd, (how != SHUT_RD ? MARK_SHUT_WRITE : 0u) | (how != SHUT_WR ? MARK_SHUT_READ : 0u));
+            common_mark(fd, (how != SHUT_RD ? MARK_SHUT_WRITE : 0u) | (how != SHUT_WR ? MARK_SHUT_READ : 0u));
     } else {
         uint8_t listening = SOCK_LISTENING;
         if (how != SHUT_WR && atomic_compare_exchange_strong(&sock->phase, &listening, SOCK_DECIDING)) {
-            companion_tell_shut(sock);         /* first: who is woken asks for it, and looks at the listener */
+            common_tell_shut(sock);         /* first: who is woken asks for it, and looks at the listener */
             result = real.shutdown(fd, how);
             saved = result < 0 ? errno : saved;
             companion_silence(sock);
@@ -343,9 +344,9 @@ int switch_dup2(int from, int to, int flags, bool three)
 void switch_set_blocking(struct sock *sock, int fd, bool on)
 {
     int nonblocking = 1;
-    if (companion_is_shut(sock))
+    if (common_is_shut(sock))
         return;
-    companion_set_nonblocking(sock, !on);
+    common_set_nonblocking(sock, !on);
     if (on && !sock->foreign)          /* the program's view; the listener itself stays non-blocking */
         real.ioctl(fd, FIONBIO, &nonblocking);
 }
@@ -353,16 +354,16 @@ void switch_set_blocking(struct sock *sock, int fd, bool on)
 int switch_fcntl(struct sock *sock, int fd, int command, long argument)
 {
     int result;
-    if (companion_is_shut(sock))       /* by another process: TCP's alone */
+    if (common_is_shut(sock))       /* by another process: TCP's alone */
         return real.fcntl(fd, command, argument);
     switch (command) {
     case F_GETFL:
         result = real.fcntl(fd, command, argument);
-        return result >= 0 && !companion_is_nonblocking(sock) ? result & ~O_NONBLOCK : result;
+        return result >= 0 && !common_is_nonblocking(sock) ? result & ~O_NONBLOCK : result;
     case F_SETFL:
         result = real.fcntl(fd, command, sock->foreign ? argument : argument | O_NONBLOCK);
         if (result == 0) {
-            companion_set_nonblocking(sock, argument & O_NONBLOCK);
+            common_set_nonblocking(sock, argument & O_NONBLOCK);
             companion_signals(sock, fd, (int)argument);
         }
         return result;
@@ -389,7 +390,7 @@ void switch_set_signals(struct sock *sock, int fd)
 static bool leave_unserved(int fd, struct sock *sock, void *context)
 {
     (void)context;
-    if (sock_phase(sock) == SOCK_LISTENING && !companion_is_served(sock))
+    if (sock_phase(sock) == SOCK_LISTENING && !common_is_served(sock))
         companion_give_up(sock, fd, REASON_IO_URING);
     return true;
 }
