@@ -17,19 +17,35 @@ def _without(events: list[tuple[int, str]], word: str) -> list[tuple[int, str]]:
     return [(data, "|".join(part for part in names.split("|") if part != word)) for data, names in events]
 
 
-def _d1(tcp: Entry, san: Entry, before: History) -> bool:
-    """epoll adds HUP beside IN|RDHUP, or beside what was asked for where neither was."""
+def _registered(epfd: str, data: int, before: History) -> list[str]:
+    """What was asked for at last."""
+    asked = ""
+    for entry in before:
+        if entry.call == "epoll_ctl" and entry.seen == "0":
+            number, _, _, events, given = entry.given.split(", ")
+            if (number, given) == (epfd, str(data)):
+                asked = events
+    return asked.split("|")
+
+
+def _same_events(tcp: Entry, san: Entry, before: History, edges: bool) -> bool:
+    """But for hang-ups, and for more edges where those are permitted."""
     if san.call != "epoll_wait" or not isinstance(tcp.fact, list) or not isinstance(san.fact, list):
         return False
-    hung = [(data, names.split("|")) for data, names in san.fact if "HUP" in names.split("|")]
-    return [event for event in _without(san.fact, "HUP") if event[1]] == tcp.fact and all(
-        "IN" in names or not _asked_for_input(data, before) for data, names in hung
-    )
+    epfd, shown = san.given.split(", ")[0], list(tcp.fact)
+    for event in san.fact:
+        asked, bare = _registered(epfd, event[0], before), _without([event], "HUP")[0]
+        permitted = event != bare and ("IN" in event[1].split("|") or "IN" not in asked)
+        if shown and (event == shown[0] or (permitted and bare == shown[0])):
+            shown.pop(0)
+        elif not (permitted and not bare[1]) and not (edges and {"ET", "OUT"} <= set(asked)):
+            return False
+    return not shown
 
 
-def _asked_for_input(data: int, before: History) -> bool:
-    asked = [entry.given.split(", ")[-2:] for entry in before if entry.call == "epoll_ctl" and "DEL" not in entry.given]
-    return any("IN" in events.split("|") for events, number in asked if number == str(data))
+def _d1(tcp: Entry, san: Entry, before: History) -> bool:
+    """epoll adds HUP beside IN|RDHUP, or beside what was asked for where neither was."""
+    return _same_events(tcp, san, before, edges=False)
 
 
 def _d2(tcp: Entry, san: Entry, before: History) -> bool:
@@ -47,18 +63,8 @@ def _d3(tcp: Entry, san: Entry, before: History) -> bool:
 
 
 def _d4(tcp: Entry, san: Entry, before: History) -> bool:
-    """An edge-triggered OUT more than TCP shows."""
-    if san.call != "epoll_wait" or not isinstance(tcp.fact, list) or not isinstance(san.fact, list):
-        return False
-    edged = {entry.given.split(", ")[-1] for entry in before if entry.call == "epoll_ctl" and "ET" in entry.given}
-    extra = [event for event in san.fact if event not in tcp.fact]
-    return (
-        bool(extra)
-        and all(str(data) in edged and "OUT" in names for data, names in extra)
-        and _without([event for event in san.fact if event in extra], "OUT")
-        == [event for event in tcp.fact if event not in san.fact]
-        + [(data, "") for data, names in extra if names == "OUT"]
-    )
+    """Where an edge-triggered OUT was asked for, an event more than TCP shows."""
+    return _same_events(tcp, san, before, edges=True)
 
 
 def _d6(tcp: Entry, san: Entry, before: History) -> bool:

@@ -135,7 +135,7 @@ class Twin:
         self.actors[name] = actor
         actor.handle(signal.SIGPIPE)
         actor.deferred = True
-        actor.pipes = 0
+        actor.pipes = actor.raw("puppet_signals").pipes   # a child has its parent's count
 
     # ---- one step, in two halves
 

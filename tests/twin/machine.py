@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from lockstep import Coincidence, Difference, Fill, Lockstep, OracleFailed, Step
 from model import RDHUP, Description, End, Model, Process
 
@@ -81,7 +81,19 @@ class Programs(RuleBasedStateMachine):
             cls.worlds = Lockstep()
         self.lock = cls.worlds
         self.model = Model()
+        self.curious = self.watching = False
         cls.programs += 1
+
+    @initialize(
+        data=st.data(), curious=st.booleans(), watching=st.booleans(), connections=st.sampled_from([0, 1, 1, 2])
+    )
+    def begin(self, data: st.DataObject, curious: bool, watching: bool, connections: int) -> None:
+        """Most programs begin with a connection or two."""
+        self.curious, self.watching = curious, watching
+        if connections:
+            self.start(data)
+        for _ in range(connections):
+            self.meet(data)
 
     # ---- running
 
@@ -107,6 +119,29 @@ class Programs(RuleBasedStateMachine):
             holder = self.model.holder(end)
             if holder is not None:
                 self.step(holder[0], "arrives", holder[1], end.unread, RDHUP if end.fin else 0)
+                self.look(*holder)
+
+    def look(self, process: Process, fd: int) -> None:
+        """What a curious program does after everything that happens to a connection."""
+        if odd(process.fds[fd]):
+            return
+        if self.curious:
+            self.step(process, "poll", [(fd, select.POLLIN | select.POLLOUT | RDHUP)], 0)
+        for epfd, epoll in process.fds.items():
+            if self.watching and epoll.kind == "epoll" and not any(odd(each) for each in epoll.watched.values()):
+                self.step(process, "epoll_wait", epfd, 0)
+
+    def watch(self, process: Process, fd: int, data: st.DataObject) -> None:
+        """Registers a connection with an epoll of its own."""
+        if not self.watching or self.full(process):
+            return
+        self.step(process, "epoll_create")
+        epoll = Description(process.side, kind="epoll")
+        epfd = self.model.install(process, epoll, False)
+        events = data.draw(st.sampled_from(EVENTS)) | data.draw(st.sampled_from(MODES))
+        self.step(process, "epoll_ctl", epfd, 1, fd, events)
+        epoll.watched[(process.name, fd)] = process.fds[fd]
+        self.step(process, "epoll_wait", epfd, 0)
 
     def teardown(self) -> None:
         cls = type(self)
@@ -308,6 +343,7 @@ class Programs(RuleBasedStateMachine):
         number = self.model.install(process, description, flags == socket.SOCK_CLOEXEC)
         self.step(process, "taken", number, listener.port)
         self.told([end])
+        self.watch(process, number, data)
 
     # ---- data
 
@@ -395,7 +431,7 @@ class Programs(RuleBasedStateMachine):
         if over(description):
             return
         if description.state == "listening" and description.pending:
-            return  # who waits would see an end of file
+            return  # who waits would see an end of file where another process shares the listener
         answer = self.step(process, "shutdown", fd, int(how))
         if answer != 0:
             return
