@@ -121,6 +121,8 @@ class Twin:
         self.targets: dict[tuple[int, int], str] = {}
         self.sources: set[int] = set()
         """Ports that TCP chose for connecting sockets."""
+        self.bound = 0
+        """The port that the socket of the last connect() had before."""
         self.compared = 0
         self.carried = 0
         """Connections that were made by a companion."""
@@ -147,6 +149,7 @@ class Twin:
             return special(actor, *arguments)
         if step.call == "connect" and isinstance(step.arguments[1], tuple):
             self.targets[(actor.pid, step.arguments[0])] = str(step.arguments[1][1])
+            self.bound = self._port(actor, step.arguments[0])
         return getattr(actor, step.call)(*arguments)
 
     def end(self, begun: Any) -> Any:
@@ -163,10 +166,15 @@ class Twin:
             return argument[0], self.ports[argument[1]]
         return argument
 
-    def _learn(self, actor: Actor, fd: int, name: str) -> None:
+    @staticmethod
+    def _port(actor: Actor, fd: int) -> int:
+        """Of a TCP socket, unseen by the switch."""
         answer = actor.raw("libc:getsockname", fd, Buffer(bytes(28)), Buffer((28).to_bytes(4, "little")))
         address = puppet.unpack_address(answer.memory[0])
-        port = address[1] if isinstance(address, tuple) else 0
+        return address[1] if isinstance(address, tuple) else 0
+
+    def _learn(self, actor: Actor, fd: int, name: str) -> None:
+        port = self._port(actor, fd)
         if port in self.sources or port in self.ports.values():
             raise Coincidence
         self.ports[name] = port
@@ -187,9 +195,9 @@ class Twin:
         if domain == socket.AF_UNIX:
             self.carried += 1
             return None
-        answer = actor.raw("libc:getsockname", fd, Buffer(bytes(28)), Buffer((28).to_bytes(4, "little")))
-        port = puppet.unpack_address(answer.memory[0])[1]
-        if port in self.sources or port in self.ports.values():
+        port = self._port(actor, fd)
+        known = port in self.world.stage.record.ports and port != self.bound
+        if known or port in self.sources or port in self.ports.values():
             raise Coincidence
         self.sources.add(port)
         name = self.targets.get((actor.pid, fd), "")

@@ -118,7 +118,8 @@ class Programs(RuleBasedStateMachine):
         for end in ends:
             holder = self.model.holder(end)
             if holder is not None:
-                self.step(holder[0], "arrives", holder[1], end.unread, RDHUP if end.fin else 0)
+                events = (RDHUP if end.fin else 0) | (select.POLLHUP if end.reset and not end.odd else 0)
+                self.step(holder[0], "arrives", holder[1], end.unread, events)
                 self.look(*holder)
 
     def look(self, process: Process, fd: int) -> None:
@@ -422,6 +423,15 @@ class Programs(RuleBasedStateMachine):
         if not flags & PEEK:
             end.unread = max(0, before - size)
 
+    def watched(self, end: End | None) -> bool:
+        """Is an end registered with an epoll?"""
+        return end is not None and any(
+            each.end is end
+            for process in self.model.processes.values()
+            for epoll in process.fds.values()
+            for each in epoll.watched.values()
+        )
+
     @rule(data=st.data(), how=st.sampled_from([socket.SHUT_WR, socket.SHUT_RD, socket.SHUT_RDWR, 7]))
     def shutdown(self, data: st.DataObject, how: int) -> None:
         picked = self.pick(data, lambda each: each.state in ("listening", "stopped", "connected") and not odd(each))
@@ -429,6 +439,11 @@ class Programs(RuleBasedStateMachine):
             return
         process, fd, description = picked
         if over(description):
+            return
+        if how == socket.SHUT_RD and self.watched(description.end):  # what comes later is lost
+            return
+        end = description.end
+        if end is not None and (end.shut_read or end.shut_write) and self.watched(end.peer):  # one event more
             return
         if description.state == "listening" and description.pending:
             return  # who waits would see an end of file where another process shares the listener
