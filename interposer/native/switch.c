@@ -181,9 +181,10 @@ int switch_shutdown(int fd, int how)
         if (names_is_over(sock, fd, &ended)) {
             result = fail(ENOTCONN);
         } else if (how == SHUT_RD && !sock->shut_write) {
-            /* Told to the kernel, it ends the peer's sending too, so it is told only where an event has to be seen. */
+            /* Told to the kernel, it ends the peer's sending too, so it is told only where it has to be seen. */
             atomic_fetch_or(&sock->slow, SLOW_SHUT_READ);
-            bool seen = sock->in_epoll || (!sandbox_closed && sleepers_wait_for(sock));
+            bool shared = sock->fork_count != lifecycle_forks();
+            bool seen = sock->in_epoll || shared || (!sandbox_closed && sleepers_wait_for(sock));
             result = seen ? real.shutdown(fd, SHUT_RD) : 0;
         } else {
             bool before = sock->shut_write;

@@ -402,7 +402,7 @@ def test_changed_through_another_descriptor(world: World) -> None:
 @pytest.mark.parametrize("who", ["parent", "child"])
 @pytest.mark.parametrize("mode", ["level", "edge", "exclusive"])
 def test_shared_epoll(world: World, mode: str, who: str) -> None:
-    """T2, T4: what one process registers in an epoll that both have is the other's to see, to change and to take out."""
+    """T2, T4: what one process registers in an epoll that both have is the other's to see, to change, to take out."""
     server = world.server
     epfd = server.epoll_create()
     listener, address = world.listener()

@@ -141,7 +141,7 @@ class Programs(RuleBasedStateMachine):
         epfd = self.model.install(process, epoll, False)
         events = data.draw(st.sampled_from(EVENTS)) | data.draw(st.sampled_from(MODES))
         self.step(process, "epoll_ctl", epfd, 1, fd, events)
-        epoll.watched[(process.name, fd)] = process.fds[fd]
+        epoll.watch(process, fd)
         self.step(process, "epoll_wait", epfd, 0)
 
     def teardown(self) -> None:
@@ -423,14 +423,11 @@ class Programs(RuleBasedStateMachine):
         if not flags & PEEK:
             end.unread = max(0, before - size)
 
-    def watched(self, end: End | None) -> bool:
-        """Is an end registered with an epoll?"""
-        return end is not None and any(
-            each.end is end
-            for process in self.model.processes.values()
-            for epoll in process.fds.values()
-            for each in epoll.watched.values()
-        )
+    def known_peer(self, description: Description) -> bool:
+        """Does, or did, an epoll watch the other end?"""
+        other = description.end.peer if description.end else None
+        holders = [each for process in self.model.processes.values() for each in process.fds.values()]
+        return other is not None and any(each.end is other and each.known for each in holders)
 
     @rule(data=st.data(), how=st.sampled_from([socket.SHUT_WR, socket.SHUT_RD, socket.SHUT_RDWR, 7]))
     def shutdown(self, data: st.DataObject, how: int) -> None:
@@ -440,11 +437,14 @@ class Programs(RuleBasedStateMachine):
         process, fd, description = picked
         if over(description):
             return
-        if how == socket.SHUT_RD and self.watched(description.end):  # what comes later is lost
-            return
-        end = description.end
-        if end is not None and (end.shut_read or end.shut_write) and self.watched(end.peer):  # one event more
-            return
+        if description.known and description.end is not None and how != 7:
+            return  # what comes later would be lost; and TCP's acknowledgement is an edge more
+        shared = len({holder.name for holder, _ in self.model.everywhere(description)}) > 1
+        if shared and how == socket.SHUT_RD and description.end is not None:
+            return  # the same
+        halved = description.end is not None and (description.end.shut_read or description.end.shut_write)
+        if halved and self.known_peer(description):
+            return  # an edge more, too
         if description.state == "listening" and description.pending:
             return  # who waits would see an end of file where another process shares the listener
         answer = self.step(process, "shutdown", fd, int(how))
@@ -602,7 +602,7 @@ class Programs(RuleBasedStateMachine):
         fd = data.draw(st.sampled_from(fds))
         events = data.draw(st.sampled_from(EVENTS)) | data.draw(st.sampled_from(MODES))
         if self.step(process, "epoll_ctl", epfd, operation, fd, events) == 0 and operation == 1:
-            epoll.watched[(process.name, fd)] = process.fds[fd]
+            epoll.watch(process, fd)
 
     @rule(data=st.data())
     def epoll_wait(self, data: st.DataObject) -> None:

@@ -53,6 +53,13 @@ class Description:
     watched: dict[tuple[str, int], Description] = field(default_factory=dict)
     """Of an epoll: what is registered, by process and descriptor."""
 
+    known: bool = False
+    """Of a socket: an epoll watches it, or did."""
+
+    def watch(self, process: Process, fd: int) -> None:
+        self.watched[(process.name, fd)] = process.fds[fd]
+        process.fds[fd].known = True
+
     def ready(self) -> bool:
         """A read returns at once."""
         if self.state == "listening":

@@ -90,6 +90,19 @@ FOUND = {
         server.accept(3)
         server.getsockopt(4, 41, 26, 4)
     """,
+    "T4, T9: recv() in a child after the parent's SHUT_RD": """
+        server.socket(2, 1, 0)
+        server.bind(3, ('127.0.0.1', 0))
+        server.listen(3, 8)
+        server.learn(3, 'p1')
+        client.socket(2, 1, 0)
+        client.connect(3, ('127.0.0.1', 'p1'))
+        client.queued(3, 'server', 3)
+        server.accept(3)
+        client.fork('client1')
+        client.shutdown(3, 0)
+        client1.recv(3, 1, 0)
+    """,
     "T12: close() of a descriptor that is known to an epoll that has gone": """
         server.socket(2, 1, 0)
         server.epoll_create()
