@@ -39,8 +39,8 @@ bool switch_restarts(void)
     pthread_sigmask(SIG_BLOCK, NULL, &blocked);
     for (int number = 1; all && number < NSIG; number++) {
         struct sigaction action;
-        if (may_interrupt(number, &blocked) && sigaction(number, NULL, &action) == 0 && action.sa_handler != SIG_DFL && action.sa_handler != SIG_IGN &&
-            !(action.sa_flags & SA_RESTART))
+        if (may_interrupt(number, &blocked) && sigaction(number, NULL, &action) == 0 && action.sa_handler != SIG_DFL &&
+            action.sa_handler != SIG_IGN && !(action.sa_flags & SA_RESTART))
             all = false;
     }
     errno = saved;

@@ -208,7 +208,8 @@ static bool take(int fd, struct sock *sock, void *context)
         return true;
     sock->foreign = false;             /* its O_NONBLOCK is the switch's, as in the program before */
     sock->generation = flows_generation();
-    bool in_epolls = sock->in_epoll = common_came_by_exec(sock);
+    bool in_epolls = common_came_by_exec(sock);
+    sock->in_epoll = in_epolls;
     readiness_recall(sock, fd);
     switch_listens(sock, fd);
     if (in_epolls && readiness_adopt_listener(sock, fd) < 0)

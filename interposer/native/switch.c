@@ -225,16 +225,13 @@ int switch_close(int fd)
         return fail(EBADF);
     if (lifecycle_borrowed())
         return real.close(fd);
-    struct sock *sock = fdtable_peek(fd);
-    if (sock && sock_phase(sock) == SOCK_TCP) {
-        fdtable_drop(fd);
-        return real.close(fd);
-    }
-    sock = fdtable_get(fd);
     /* The table first: the number may be another thread's as soon as it is closed. What the state holds goes last where
      * it is a connection, whose port must not be free while its native name exists; else first, so that nobody connects
      * to a companion whose listener is gone. */
-    bool held = connecting_hold_if_any(), late = fdtable_companion(fd);
+    bool held = connecting_hold_if_any();
+    struct sock *sock = fdtable_peek(fd);
+    sock = sock && sock_phase(sock) == SOCK_TCP ? NULL : fdtable_get(fd);   /* the usual one holds nothing */
+    bool late = sock && fdtable_companion(fd);
     fdtable_drop(fd);
     if (sock && !late)
         sock_put(sock);

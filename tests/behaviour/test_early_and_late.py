@@ -70,7 +70,7 @@ def test_each_first_call() -> None:
             check=True,
             timeout=20,
         )
-        assert (run.stdout, run.stderr) == ("81\n", "")
+        assert (run.stdout, run.stderr) == ("93\n", "")
 
 
 def test_sixteen_first_calls(san: World) -> None:

@@ -133,7 +133,7 @@ def inheritable():
         except FileNotFoundError:
             return os.O_CLOEXEC
     return [number for number in numbers if number > 2 and not flags(number) & os.O_CLOEXEC]
-print(inheritable() == [listener.fileno()])
+print(inheritable() == [listener.fileno()], flush=True)
 here, there = os.pipe()
 os.set_inheritable(there, True)
 starter = threading.Thread(target=os.system, args=(f"echo x >&{there}; exec sleep 1",))

@@ -443,7 +443,7 @@ class Programs(RuleBasedStateMachine):
         if shared and how == socket.SHUT_RD and description.end is not None:
             return  # the same
         halved = description.end is not None and (description.end.shut_read or description.end.shut_write)
-        if halved and self.known_peer(description):
+        if (halved or how == socket.SHUT_RD) and self.known_peer(description):
             return  # an edge more, too
         if description.state == "listening" and description.pending:
             return  # who waits would see an end of file where another process shares the listener
