@@ -221,8 +221,13 @@ static bool take_out(struct sock *sock, struct sock_registration *registration)
 void readiness_forget_alias(struct sock *sock, int fd)
 {
     enum sock_phase phase = sock_phase(sock);
+    bool last = (phase == SOCK_FRESH || phase == SOCK_CONNECTING) && atomic_load(&sock->aliases) == 1;
     for (int i = 0; i < sock->nregistrations; i++) {
         struct sock_registration *registration = &sock->registrations[i];
+        if (last && registration->owned)
+            take_out(sock, registration);
+        if (last)                      /* a connect in progress may still end; the epoll's number is soon another's */
+            registration->epfd = -1;
         if (registration->epfd < 0 || registration->fd != fd || registration->via != fd ||
             (phase == SOCK_LISTENING && registration->events & EPOLLEXCLUSIVE))
             continue;
