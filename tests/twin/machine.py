@@ -134,7 +134,7 @@ class Programs(RuleBasedStateMachine):
 
     def watch(self, process: Process, fd: int, data: st.DataObject) -> None:
         """Registers a connection with an epoll of its own."""
-        if not self.watching or self.full(process):
+        if not self.watching or self.full(process) or odd(process.fds[fd]):
             return
         self.step(process, "epoll_create")
         epoll = Description(process.side, kind="epoll")
