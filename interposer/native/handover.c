@@ -175,11 +175,10 @@ static bool is_passed(int fd)
 }
 
 /* Numbers that name one socket share its state. */
-static bool look_at(const char *name, void *context)
+static bool look_at(int fd, void *context)
 {
     struct found *found = context;
     struct stat file;
-    int fd = atoi(name);
     if (fstat(fd, &file) < 0 || !S_ISSOCK(file.st_mode))
         return true;
     for (int i = 0; i < found->nsame; i++)
@@ -223,7 +222,7 @@ void handover_start(void)
 {
     struct found found;
     found.npassed = found.nsame = 0;
-    listing_each("/proc/self/fd", look_at, &found);
+    listing_descriptors(look_at, &found);
     if (found.npassed)
         fdtable_each(0, ~0u, take, &found);
     for (int i = 0; i < found.npassed; i++)   /* of listeners that were not passed */

@@ -222,13 +222,13 @@ __attribute__((constructor)) static void start(void)
             alive = NULL;
         else
             atomic_store(alive, 1);
-        hidden_prepare();
         stats_on_new_page(publish_all);
         __register_atfork(before_fork, after_fork_parent, after_fork_child, NULL);
         lifecycle_active = true;
-        handover_start();
         if (flows_engine() == ENGINE_STARTUP)
             engine_start(flows_table());
+        handover_start();              /* before the descriptor table grows, so that it looks at few numbers */
+        hidden_prepare();
     }
     errno = saved;
 }
