@@ -212,7 +212,7 @@ static int fitness(const struct sock *sock)
     return !sock->foreign && sock->fork_count != lifecycle_forks() ? -REASON_SHARED : 0;
 }
 
-static void close_companions(struct sock *sock)
+void companion_close(struct sock *sock)
 {
     for (int i = 0; i < sock->ncompanions; i++)
         sock->companions[i].provider->wsp_close_socket(sock->companions[i].descriptor);
@@ -357,7 +357,7 @@ int companion_connect(struct sock *sock, int fd, const struct endpoint *remote, 
     if (sock->family == AF_INET6 && endpoint_is_v4(remote) && v6only && v6only->value[0])
         return -REASON_ADDRESS;        /* the kernel's error */
     sock->remote = *remote;
-    close_companions(sock);            /* of a listener that was shut down before */
+    companion_close(sock);            /* of a listener that was shut down before */
     int result = go_on(sock, fd, verdict, 0, -REASON_NO_PROVIDER);
     if (result == 0 || result == COMPANION_IN_PROGRESS)
         return result;
@@ -385,6 +385,14 @@ void companion_notice(struct sock *sock, int fd)
 {
     if (common_is_shut(sock))
         companion_give_up(sock, fd, REASON_HANDED_ON);
+}
+
+void companion_ask(struct sock *sock, int fd)
+{
+    int listening = 0;
+    socklen_t length = sizeof listening;
+    if (real.getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &length) == 0 && !listening)
+        common_tell_shut(sock);
 }
 
 static void announce(struct sock *sock, int fd)
@@ -432,7 +440,7 @@ int companion_listen(struct sock *sock, int fd, const struct verdict *verdict, i
     if (!sock->local.port)
         return -REASON_ADDRESS;
     learn_v6only(sock, fd);
-    close_companions(sock);            /* of a listener that was shut down before */
+    companion_close(sock);            /* of a listener that was shut down before */
     common_take(sock);
     sock->quiet = quiet;
     sock->inherited = false;
@@ -471,7 +479,7 @@ int companion_listen(struct sock *sock, int fd, const struct verdict *verdict, i
     int error = renew ? readiness_renew_listener(sock) : readiness_adopt_listener(sock, fd);
     if (error) {
         companion_leave(sock, fd);
-        close_companions(sock);
+        companion_close(sock);
         return error;
     }
     if (readiness_is_awaited(sock))
@@ -630,14 +638,14 @@ bool companion_yield(struct sock *sock, int fd)
     /* From here on nobody comes to them; who came before holds the socket. */
     if (sock_phase(sock) == SOCK_LISTENING || atomic_load(&sock->refs) != atomic_load(&sock->aliases))
         return false;
-    close_companions(sock);
+    companion_close(sock);
     return true;
 }
 
 void companion_dispose(struct sock *sock)
 {
     int saved = errno;                 /* the close() that led here has succeeded */
-    close_companions(sock);
+    companion_close(sock);
     if (sock->common)
         common_give(sock);
     connecting_dispose(sock);

@@ -45,12 +45,16 @@ void companion_stop_moving(const struct moving *moving);
 void companion_silence(struct sock *sock);
 int companion_poll_fd(const struct sock *sock, int index);
 void companion_backlog(struct sock *sock, int backlog);
+/* This process has them no longer, or never had. */
+void companion_close(struct sock *sock);
 /* An option that was set after listen(). */
 void companion_option(struct sock *sock, int level, int name, const void *value, socklen_t length);
 /* The TCP listener stands alone in the program's epolls again, with its own O_NONBLOCK. */
 void companion_leave(struct sock *sock, int fd);
 /* A listener that another process has shut down is left to TCP. */
 void companion_notice(struct sock *sock, int fd);
+/* Has a program that shares no memory with this one shut the listener down? Then all that share it here know. */
+void companion_ask(struct sock *sock, int fd);
 /* The program waits or accepts on the listener by a hooked call. Clients find its companions from here on; but a process
  * that has an io_uring by now gives them up, and so does one that shares it with who has shut it down. */
 void companion_serve(struct sock *sock, int fd);

@@ -3,6 +3,7 @@
 #include "handover.h"
 #include "common.h"
 #include "companion.h"
+#include "decide.h"
 #include "flows.h"
 #include "lifecycle.h"
 #include "listing.h"
@@ -199,14 +200,34 @@ static bool look_at(int fd, void *context)
     return true;
 }
 
+/* The listener goes where its companions do not. */
+static void part(int fd, struct sock *sock)
+{
+    if (!common_is_nonblocking(sock) && !sock->foreign)
+        real.fcntl(fd, F_SETFL, real.fcntl(fd, F_GETFL, 0) & ~O_NONBLOCK);
+    if (!common_is_accepting(sock)) {
+        companion_silence(sock);
+        companion_turn_away(sock);
+    }
+}
+
 static bool take(int fd, struct sock *sock, void *context)
 {
     struct found *found = context;
+    struct endpoint nobody = {0};
+    struct verdict verdict;
     if (sock_phase(sock) != SOCK_INHERITED || !ports_local(fd, &sock->local) ||
         !companion_take(sock, fd, found->passed, found->npassed))
         return true;
     sock->foreign = false;             /* its O_NONBLOCK is the switch's, as in the program before */
-    sock->generation = flows_generation();
+    decide_request(sock, ROLE_LISTEN, &sock->local, &nobody, &verdict);
+    sock->strict = verdict.otherwise == OTHERWISE_ERROR;
+    if (verdict.action != ACTION_SAN) {
+        part(fd, sock);
+        companion_close(sock);
+        decide_tcp(fd, sock, ROW_LISTEN, verdict.reason);
+        return true;
+    }
     bool in_epolls = common_came_by_exec(sock);
     sock->in_epoll = in_epolls;
     readiness_recall(sock, fd);
@@ -361,17 +382,6 @@ static enum what_starts what_starts(const char *file, bool search, char *const e
 }
 
 /* --- what goes: listeners --- */
-
-/* The listener goes where its companions do not. */
-static void part(int fd, struct sock *sock)
-{
-    if (!common_is_nonblocking(sock) && !sock->foreign)
-        real.fcntl(fd, F_SETFL, real.fcntl(fd, F_GETFL, 0) & ~O_NONBLOCK);
-    if (!common_is_accepting(sock)) {
-        companion_silence(sock);
-        companion_turn_away(sock);
-    }
-}
 
 struct next {
     const char *file;

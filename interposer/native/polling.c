@@ -54,6 +54,8 @@ static int stand_in(const struct pollfd *entry)
         return entry->fd;
     int via = entry->fd;
     switch_serve(sock, entry->fd);
+    if (sock_phase(sock) == SOCK_LISTENING && sock->inherited)
+        companion_ask(sock, entry->fd);
     if (sock_phase(sock) == SOCK_LISTENING)
         companion_serve(sock, entry->fd);
     if (sock_phase(sock) == SOCK_LISTENING) {

@@ -42,8 +42,9 @@ def serve(count):
 """
 
 
-def said(program: str, *options: str) -> list[str]:
-    done = subprocess.run([SANRUN, "--", "/usr/bin/python3", "-c", COMMON + program, *options],
+def said(program: str, *options: str, policy: Path | None = None) -> list[str]:
+    chosen = ["--policy", str(policy)] if policy else []
+    done = subprocess.run([SANRUN, *chosen, "--", "/usr/bin/python3", "-c", COMMON + program, *options],
                           capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
@@ -119,6 +120,64 @@ print(all(asks() for _ in range(20)))
             for each in workers:
                 each.kill()
                 each.wait()
+
+
+@pytest.mark.parametrize(("number", "limit"), [(63, 1024), (64, 1024), (700, 1024), (4999, 8000), (9, 20)])
+def test_number_of_an_inherited_listener(number: int, limit: int) -> None:
+    """T4: a listener that comes by exec is found, whatever its number and however few or many there may be."""
+    child = "import socket, sys; s = socket.socket(fileno=int(sys.argv[1])); s.accept()[0].sendall(b'ok')"
+    assert said(f"""
+if os.fork() == 0:
+    os.dup2(listener.fileno(), {number})
+    resource.setrlimit(resource.RLIMIT_NOFILE, ({limit}, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    os.execv("/usr/bin/python3", ["python3", "-c", {child!r}, "{number}"])
+listener.close()
+print(*ask())
+""") == ["san", "ok"]
+
+
+@pytest.fixture
+def plainly(tmp_path: Path) -> Path:
+    """A policy by which programs with that argument listen on TCP."""
+    policy = tmp_path / "policy.toml"
+    policy.write_text('version = 1\n[[process]]\narg = "plainly"\n  [[process.rule]]\n  role = "listen"\n  use = "tcp"\n')
+    return policy
+
+
+def test_listener_of_a_program_that_is_to_use_tcp(plainly: Path) -> None:
+    """P3, S23, T4: a listener that comes by exec follows the new program's policy, blocks as before, and no client waits at
+    the companion."""
+    child = "import socket, sys; s = socket.socket(fileno=int(sys.argv[1])); print(s.getblocking(), flush=True); "
+    child += "[s.accept()[0].sendall(b'ok') for _ in 'ab']"
+    assert said(f"""
+early = socket.create_connection(address, timeout=5)
+print(carrier(early))
+read, write = os.pipe()
+if os.fork() == 0:
+    os.dup2(write, 1)
+    os.execv("/usr/bin/python3", ["python3", "-c", {child!r}, str(listener.fileno()), "plainly"])
+os.close(write)
+listener.close()
+print(os.fdopen(read).readline().strip())
+try:
+    print(early.recv(2) or "ended")
+except ConnectionResetError:
+    print("ended")
+print(*ask(), *ask())
+""", policy=plainly) == ["san", "True", "ended", "tcp", "ok", "tcp", "ok"]
+
+
+def test_listener_beside_a_program_that_is_to_use_tcp(plainly: Path) -> None:
+    """P3, S23, T4: a server goes on on the SAN while a program that it started has its listener and a policy without SAN."""
+    assert said("""
+threading.Thread(target=serve, args=(2,)).start()
+print(*ask())
+child = subprocess.Popen(["/usr/bin/python3", "-c", "print('up', flush=True); input()", "plainly"],
+                         stdin=-1, stdout=-1, text=True, close_fds=False)
+print(child.stdout.readline().strip())
+print(*ask())
+child.communicate("x")
+""", policy=plainly) == ["san", "ok", "up", "san", "ok"]
 
 
 def test_fork_beside_a_start() -> None:
