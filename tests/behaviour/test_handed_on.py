@@ -140,13 +140,13 @@ print(*ask())
 def plainly(tmp_path: Path) -> Path:
     """A policy by which programs with that argument listen on TCP."""
     policy = tmp_path / "policy.toml"
-    policy.write_text('version = 1\n[[process]]\narg = "plainly"\n  [[process.rule]]\n  role = "listen"\n  use = "tcp"\n')
+    policy.write_text('version = 1\n[[process]]\narg = "plainly"\n[[process.rule]]\nrole = "listen"\nuse = "tcp"\n')
     return policy
 
 
 def test_listener_of_a_program_that_is_to_use_tcp(plainly: Path) -> None:
-    """P3, S23, T4: a listener that comes by exec follows the new program's policy, blocks as before, and no client waits at
-    the companion."""
+    """P3, S23, T4: a listener that comes by exec follows the new program's policy, blocks as before, and no client
+    waits at the companion."""
     child = "import socket, sys; s = socket.socket(fileno=int(sys.argv[1])); print(s.getblocking(), flush=True); "
     child += "[s.accept()[0].sendall(b'ok') for _ in 'ab']"
     assert said(f"""
@@ -168,7 +168,8 @@ print(*ask(), *ask())
 
 
 def test_listener_beside_a_program_that_is_to_use_tcp(plainly: Path) -> None:
-    """P3, S23, T4: a server goes on on the SAN while a program that it started has its listener and a policy without SAN."""
+    """P3, S23, T4: a server goes on on the SAN while a program that it started has its listener, but not
+    its policy."""
     assert said("""
 threading.Thread(target=serve, args=(2,)).start()
 print(*ask())
