@@ -179,8 +179,9 @@ static int settle(struct sock *sock, int fd, const struct verdict *verdict, int 
     return 1;
 }
 
-/* Decides for a socket in SOCK_DECIDING. As settle(), or COMPANION_IN_PROGRESS. */
-static int decide_connect(struct sock *sock, int fd, const struct endpoint *remote)
+/* Decides for a socket in SOCK_DECIDING. As settle(), or COMPANION_IN_PROGRESS. `later`: a companion of which this call, being
+ * non-blocking, is to say EINPROGRESS; another thread's may announce it at once. */
+static int decide_connect(struct sock *sock, int fd, const struct endpoint *remote, bool *later)
 {
     struct verdict verdict;
     struct endpoint local = {0};
@@ -200,6 +201,7 @@ static int decide_connect(struct sock *sock, int fd, const struct endpoint *remo
         sock->announce = false;
     }
     bool final = result > 0;
+    *later = sock->announce;
     result = settle(sock, fd, &verdict, result);
     connecting_release(sock);
     if (final && real.fcntl(fd, F_GETFL, 0) & O_NONBLOCK) {   /* TCP would have learnt it from the network */
@@ -302,13 +304,14 @@ again:
         if (decide_begin(sock)) {
             int cancel;
             pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
+            bool later = false;
             deciding = sock;
-            result = decide_connect(sock, fd, &remote);
+            result = decide_connect(sock, fd, &remote, &later);
             deciding = NULL;
             pthread_setcancelstate(cancel, NULL);
             if (result == COMPANION_IN_PROGRESS && !(real.fcntl(fd, F_GETFL, 0) & O_NONBLOCK))
                 result = await(&sock, fd);
-            else if (result == COMPANION_IN_PROGRESS || (result == 0 && sock->announce))
+            else if (result == COMPANION_IN_PROGRESS || (result == 0 && later))
                 result = fail(EINPROGRESS);
         } else if (sock_phase(sock) != SOCK_FRESH) {
             goto again;                /* another thread was quicker */
@@ -338,7 +341,8 @@ bool switch_fast_open(int fd, const struct sockaddr *address, socklen_t length, 
     int saved = errno;
     *result = 1;
     if (ours) {
-        *result = decide_connect(sock, fd, &remote);
+        bool later = false;
+        *result = decide_connect(sock, fd, &remote, &later);
         if (*result == COMPANION_IN_PROGRESS)
             *result = real.fcntl(fd, F_GETFL, 0) & O_NONBLOCK ? fail(EINPROGRESS) : await(&sock, fd);
         else

@@ -108,10 +108,11 @@ def test_other_preloads_stay() -> None:
     assert value.endswith(f"libinterposer.so:{build('early_library', '-shared', '-fPIC')}")
 
 
-@pytest.mark.parametrize("mode", [(), ("copies",)], ids=["connects", "copies"])
+@pytest.mark.parametrize("mode", [(), ("nonblocking",), ("copies",)], ids=["connects", "nonblocking", "copies"])
 def test_two_threads_on_one_socket(mode: tuple[str, ...]) -> None:
-    """T9, T3, S20: of two threads that connect one socket at one moment exactly one succeeds, with one connection;
-    a copy that one makes while the other connects is of that connection."""
+    """T9, T3, S20: of two threads that connect one socket at one moment exactly one succeeds, with one connection,
+    and one that does not block is told of it later; a copy that one makes while the other connects is of that
+    connection."""
     command = [build("connect_race", "-pthread"), *mode]
     run = subprocess.run(command, env=switched_environment(), capture_output=True, text=True, timeout=60)
     assert (run.returncode, run.stdout, run.stderr) == (0, "0 0 0\n", "")

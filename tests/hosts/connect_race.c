@@ -1,5 +1,6 @@
-/* Two threads connect one socket at one moment, many times; or, with an argument, one connects it while the other makes
- * and closes copies of it. Prints how often not exactly one of them connected, how often the listener got another number
+/* Two threads connect one socket at one moment, many times ("nonblocking": one that does not block); or, with "copies", one
+ * connects it while the other makes and closes copies of it. Prints how often not exactly one of them connected, or both
+ * were told of it at once, how often the listener got another number
  * of connections than one, and how often the socket, or the last copy, carried nothing afterwards. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -55,7 +56,8 @@ static bool carries(int from, int to)
 int main(int argc, char **argv)
 {
     void *(*const join_twice[2])(void *) = {join, join}, *(*const join_and_copy[2])(void *) = {connects, copies};
-    void *(*const *bodies)(void *) = argc > 1 ? join_and_copy : join_twice;
+    bool nonblocking = argc > 1 && *argv[1] == 'n';
+    void *(*const *bodies)(void *) = argc > 1 && !nonblocking ? join_and_copy : join_twice;
     int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), odd = 0, extra = 0, dead = 0;
     socklen_t length = sizeof at;
     at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
@@ -63,16 +65,16 @@ int main(int argc, char **argv)
         getsockname(listener, (struct sockaddr *)&at, &length) < 0)
         return 1;
     pthread_barrier_init(&line, NULL, 2);
-    for (int round = 0; round < ROUNDS; round++) {
+    for (int round = 0; round < (nonblocking ? 10 * ROUNDS : ROUNDS); round++) {
         pthread_t threads[2];
-        fd = socket(AF_INET, SOCK_STREAM, 0);
+        fd = socket(AF_INET, SOCK_STREAM | (nonblocking ? SOCK_NONBLOCK : 0), 0);
         copy = dup(fd);
         connected = false;
         for (uintptr_t i = 0; i < 2; i++)
             pthread_create(&threads[i], NULL, bodies[i], (void *)i);
         for (int i = 0; i < 2; i++)
             pthread_join(threads[i], NULL);
-        odd += (results[0] == 0) == (results[1] == 0);
+        odd += nonblocking ? results[0] + results[1] == 0 : (results[0] == 0) == (results[1] == 0);
         struct pollfd look = {listener, POLLIN, 0};
         int accepted = poll(&look, 1, 5000) == 1 ? accept(listener, NULL, NULL) : -1;
         dead += !carries(fd, accepted) || !carries(copy, accepted);
@@ -81,7 +83,6 @@ int main(int argc, char **argv)
         close(copy);
         close(fd);
     }
-    (void)argv;
     printf("%d %d %d\n", odd, extra, dead);
     return 0;
 }
