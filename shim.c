@@ -414,6 +414,8 @@ int hook_epoll_ctl(int epfd, int operation, int fd, struct epoll_event *event)
     struct sock *sock = fdtable_peek(fd);
     if (sock && sock_phase(sock) == SOCK_CONNECTED && operation != EPOLL_CTL_DEL)
         atomic_store_explicit(&sock->in_epoll, true, memory_order_relaxed);
+    if (!sock && operation != EPOLL_CTL_ADD)
+        return real.epoll_ctl(epfd, operation, fd, event);
     if (!sock) {
         int saved = errno, result = real.epoll_ctl(epfd, operation, fd, event);
         return result < 0 ? readiness_nest(epfd, operation, fd, event, saved) : result;

@@ -489,10 +489,10 @@ int companion_listen(struct sock *sock, int fd, const struct verdict *verdict, i
 
 bool companion_take(struct sock *sock, int fd, int *fds, int count)
 {
-    for (unsigned id = 0; id < PROVIDER_IDS && sock->ncompanions < PROVIDERS_MAX; id++) {
-        struct companion companion = {.provider = provider_by_id((uint8_t)id)};
+    struct companion companion;
+    for (int n = 0; sock->ncompanions < PROVIDERS_MAX && (companion.provider = provider_nth(n)); n++) {
         bool nonblocking;
-        if (!companion.provider || !companion.provider->wsp_take ||
+        if (!companion.provider->wsp_take ||
             companion.provider->wsp_take(fds, count, sock->family, &sock->local, (uintptr_t)sock->item.index + 1,
                                          &companion.descriptor, &nonblocking) < 0)
             continue;

@@ -68,9 +68,9 @@ static struct sock *adopt_companion(int fd)
 {
     struct endpoint local, peer;
     bool v6;
-    for (unsigned id = 0; id < PROVIDER_IDS; id++) {
-        const struct san_provider *provider = provider_by_id((uint8_t)id);
-        int end = provider ? provider->wsp_recognise(fd, &local, &peer, &v6) : -1;
+    const struct san_provider *provider;
+    for (int n = 0; (provider = provider_nth(n)); n++) {
+        int end = provider->wsp_recognise(fd, &local, &peer, &v6);
         if (end < 0)
             continue;
         struct sock *sock = fdtable_new(fd, v6 || common_marks(fd) & MARK_V6 ? AF_INET6 : AF_INET, SOCK_DECIDING);
@@ -167,11 +167,10 @@ struct found {
 
 static bool is_passed(int fd)
 {
-    for (unsigned id = 0; id < PROVIDER_IDS; id++) {
-        const struct san_provider *provider = provider_by_id((uint8_t)id);
-        if (provider && provider->wsp_passed && provider->wsp_passed(fd))
+    const struct san_provider *provider;
+    for (int n = 0; (provider = provider_nth(n)); n++)
+        if (provider->wsp_passed && provider->wsp_passed(fd))
             return true;
-    }
     return false;
 }
 

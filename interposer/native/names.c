@@ -65,14 +65,20 @@ static bool is_left(int fd)
     return sock && sock->left && !sock->bound && sock_phase(sock) == SOCK_FRESH;
 }
 
+/* Only an AF_UNIX socket with an abstract name can be a companion from elsewhere. */
+static bool may_be_native(const struct sockaddr *answer, socklen_t room, socklen_t length)
+{
+    return room <= sizeof answer->sa_family ||
+           (answer->sa_family == AF_UNIX && length > sizeof answer->sa_family && !answer->sa_data[0]);
+}
+
 static int name(int fd, struct sockaddr *address, socklen_t *length, bool peer)
 {
     struct sock *sock = fdtable_companion(fd) || (!peer && is_left(fd)) ? fdtable_get(fd) : NULL;
     if (!sock) {
         socklen_t room = memory_reads(length, sizeof *length) ? *length : 0;
         int result = (peer ? real.getpeername : real.getsockname)(fd, address, length);
-        /* Only an AF_UNIX socket can be a companion from elsewhere, and the family is the first field of any answer. */
-        if (result < 0 || (room >= sizeof address->sa_family && address->sa_family != AF_UNIX) || (!(sock = handover_adopt(fd)) && !(sock = exchanged(fd))))
+        if (result < 0 || !may_be_native(address, room, *length) || (!(sock = handover_adopt(fd)) && !(sock = exchanged(fd))))
             return result;
         *length = room;
     }

@@ -347,12 +347,11 @@ static void build(struct table *table, struct answer *answer)
     table->count = 0;
     table->loopback = true;
     ask_addresses(table, answer, &interrupted);
-    for (unsigned id = 0; id < PROVIDER_IDS; id++) {
-        const struct san_provider *provider = provider_by_id((uint8_t)id);
-        for (unsigned i = 0; provider && i < table->count; i++)
+    const struct san_provider *provider;
+    for (int n = 0; (provider = provider_nth(n)); n++)
+        for (unsigned i = 0; i < table->count; i++)
             if (provider->wsp_serves(&table->entries[i].subnet))
-                table->entries[i].providers |= 1u << id;
-    }
+                table->entries[i].providers |= 1u << provider->id;
     if (interrupted)                   /* addresses changed meanwhile: not for later decisions */
         table->made -= LIFETIME_MS;
 }

@@ -99,4 +99,6 @@ extern const struct san_provider provider_unix;
 extern const struct san_provider *const provider_tests[] __attribute__((weak, visibility("hidden")));
 /* NULL for an id that is not built in. */
 const struct san_provider *provider_by_id(uint8_t id);
+/* All that are, from 0 on; NULL after the last. */
+const struct san_provider *provider_nth(int index);
 #endif

@@ -281,10 +281,10 @@ int switch_close_range(unsigned first, unsigned last, int flags)
 /* `swaps`: as they were before. */
 static void duplicated(int from, int to, uint32_t swaps)
 {
-    if (to < 0 || from == to || lifecycle_borrowed())
-        return;
     if (to >= FD_SETSIZE)
         polling_high_number();
+    if (to < 0 || from == to || (!fdtable_peek(from) && !fdtable_peek(to)) || lifecycle_borrowed())
+        return;
     struct sock *sock = fdtable_get(from);
     if (!sock) {
         fdtable_drop(to);

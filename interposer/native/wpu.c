@@ -62,12 +62,17 @@ int wpu_complete_overlapped_request(wpu_handle number, int error)
     return result;
 }
 
+const struct san_provider *provider_nth(int index)
+{
+    if (index == 0)
+        return &provider_unix;
+    return provider_tests ? provider_tests[index - 1] : NULL;
+}
+
 const struct san_provider *provider_by_id(uint8_t id)
 {
-    if (id == PROVIDER_UNIX)
-        return &provider_unix;
-    for (const struct san_provider *const *each = provider_tests; each && *each; each++)
-        if ((*each)->id == id)
-            return *each;
-    return NULL;
+    const struct san_provider *provider;
+    for (int i = 0; (provider = provider_nth(i)) && provider->id != id; i++)
+        ;
+    return provider;
 }
