@@ -132,23 +132,27 @@ static bool record(struct sock *sock, const struct sock_registration *registrati
 {
     if (sock->nregistrations == REGISTRATIONS && !find(sock, registration->epfd, registration->fd) && !find(sock, -1, -1))
         prune(sock);
+    struct registrations *fresh = sock->registrations ? NULL : pool_take(&lists);   /* here, as it may take the kernel long */
     int before = -1;
-    if (!sock_lock(sock))
-        return false;
-    struct sock_registration *place = find(sock, registration->epfd, registration->fd);
-    if (place && place->owned && place->via != registration->via)
-        before = place->via;
-    if (!place)
-        place = find(sock, -1, -1);
-    if (!place && !sock->registrations) {
-        struct registrations *fresh = pool_take(&lists);
-        sock->registrations = fresh ? fresh->list : NULL;
+    struct sock_registration *place = NULL;
+    if (sock_lock(sock)) {
+        if (!sock->registrations && fresh) {
+            sock->registrations = fresh->list;
+            fresh = NULL;
+        }
+        place = find(sock, registration->epfd, registration->fd);
+        if (place && place->owned && place->via != registration->via)
+            before = place->via;
+        if (!place)
+            place = find(sock, -1, -1);
+        if (!place && sock->registrations && sock->nregistrations < REGISTRATIONS)
+            place = &sock->registrations[sock->nregistrations++];
+        if (place)
+            *place = *registration;
+        sock_unlock(sock);
     }
-    if (!place && sock->registrations && sock->nregistrations < REGISTRATIONS)
-        place = &sock->registrations[sock->nregistrations++];
-    if (place)
-        *place = *registration;
-    sock_unlock(sock);
+    if (fresh)
+        pool_give(&lists, fresh);
     release(sock, before);
     return place;
 }

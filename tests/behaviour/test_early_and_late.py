@@ -92,6 +92,14 @@ def test_sixteen_first_calls(san: World) -> None:
     assert stats.process(san.server.pid).connections["unix"] >= 300
 
 
+def test_first_registrations() -> None:
+    """T2, T13: the first registrations of a process are of one listener, by two threads at one moment: it keeps its
+    companion."""
+    program = build("first_registrations", "-pthread")
+    run = subprocess.run([program], env=switched_environment(), capture_output=True, text=True, check=True, timeout=60)
+    assert (run.stdout, run.stderr) == ("100\n", "")
+
+
 def test_other_preloads_stay() -> None:
     """T13, P3: what was in LD_PRELOAD before stays, after ours."""
     library = build("early_library", "-shared", "-fPIC", "-pthread")
