@@ -387,6 +387,11 @@ void companion_notice(struct sock *sock, int fd)
         companion_give_up(sock, fd, REASON_HANDED_ON);
 }
 
+bool companion_is_alone(const struct sock *sock)
+{
+    return !sock->handed_on && sock->fork_count == lifecycle_forks() && !lifecycle_borrowed();
+}
+
 void companion_ask(struct sock *sock, int fd)
 {
     int listening = 0;
@@ -443,7 +448,7 @@ int companion_listen(struct sock *sock, int fd, const struct verdict *verdict, i
     companion_close(sock);            /* of a listener that was shut down before */
     common_take(sock);
     sock->quiet = quiet;
-    sock->inherited = false;
+    sock->handed_on = false;
     for (int i = 0; i < PROVIDERS_MAX && verdict->providers[i]; i++) {
         struct companion companion = {.provider = provider_by_id(verdict->providers[i])};
         if (!companion.provider)
@@ -503,7 +508,7 @@ bool companion_take(struct sock *sock, int fd, int *fds, int count)
         return false;
     learn_v6only(sock, fd);
     common_take(sock);
-    sock->inherited = true;
+    sock->handed_on = true;
     sock->quiet = true;                /* perhaps; this program may have an io_uring */
     return true;
 }
@@ -590,8 +595,7 @@ void companion_turn_away(struct sock *sock)
 {
     struct moving moving;
     struct endpoint local, peer;
-    bool alone = !sock->inherited && sock->fork_count == lifecycle_forks() && !lifecycle_borrowed() &&
-                 sock_phase(sock) != SOCK_LISTENING;
+    bool alone = companion_is_alone(sock) && sock_phase(sock) != SOCK_LISTENING;
     for (int i = 0; i < sock->ncompanions; i++) {
         const struct companion *companion = &sock->companions[i];
         if (alone && companion->provider->wsp_reset && companion->provider->wsp_reset(companion->descriptor))

@@ -53,6 +53,8 @@ void companion_option(struct sock *sock, int level, int name, const void *value,
 void companion_leave(struct sock *sock, int fd);
 /* A listener that another process has shut down is left to TCP. */
 void companion_notice(struct sock *sock, int fd);
+/* Has no other process these companion listeners, as far as this one knows? */
+bool companion_is_alone(const struct sock *sock);
 /* Has a program that shares no memory with this one shut the listener down? Then all that share it here know. */
 void companion_ask(struct sock *sock, int fd);
 /* The program waits or accepts on the listener by a hooked call. Clients find its companions from here on; but a process

@@ -58,7 +58,7 @@ struct sock {
     uint8_t family;                    /* AF_INET or AF_INET6 */
     uint8_t role;                      /* ROW_* of stats.h */
     bool bound, port_is_ours, shut_write;   /* bound, of an accepted one: its listener was, to one address */
-    bool inherited;                    /* a listener's companions came from another program, which may have them still */
+    bool handed_on;                    /* a listener's companions came from another program or went to one */
     bool over;                         /* both ends have closed, or the peer has reset it: TCP does not know it any more */
     bool left;                         /* getsockname() says what it said before connect(AF_UNSPEC): `local` */
     bool signals;                      /* its owner or its signal was set: F_SETOWN and its kin */

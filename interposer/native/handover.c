@@ -407,7 +407,9 @@ static bool hand_on(int fd, struct sock *sock, void *context)
         bool known = !next->actions || next->search || is_no_pointer(next->file) || *next->file == '/';
         next->starts = known ? what_starts(next->file, next->search, next->environment) : PLAIN;
     }
-    if (next->starts != NOTHING && (next->starts != INTERPOSED || !companion_pass(sock, true))) {
+    if (next->starts == INTERPOSED && companion_pass(sock, true)) {
+        sock->handed_on = true;
+    } else if (next->starts != NOTHING) {
         companion_pass(sock, false);
         part(fd, sock);
     }

@@ -54,7 +54,7 @@ static int stand_in(const struct pollfd *entry)
         return entry->fd;
     int via = entry->fd;
     switch_serve(sock, entry->fd);
-    if (sock_phase(sock) == SOCK_LISTENING && sock->inherited)
+    if (sock_phase(sock) == SOCK_LISTENING && !companion_is_alone(sock))
         companion_ask(sock, entry->fd);
     if (sock_phase(sock) == SOCK_LISTENING)
         companion_serve(sock, entry->fd);

@@ -53,6 +53,17 @@ FOUND = {
         server.select(4, [3], [3], [3])
         server.poll([(3, 8197)], 0, 'poll')
     """,
+    "T2, T4: select() on a listener that a child shuts down after its exec": """
+        server.socket(2, 1, 0)
+        server.bind(3, ('127.0.0.1', 0))
+        server.listen(3, 8)
+        server.learn(3, 'p1')
+        server.fork('server1')
+        server1.exec()
+        server1.shutdown(3, 0)
+        server.select(4, [3], [3], [3])
+        server.poll([(3, 8197)], 0, 'poll')
+    """,
     "T12: shutdown() of a listener with a wrong word": """
         client.socket(2, 1, 0)
         client.listen(3, 8)
