@@ -1,6 +1,7 @@
 /* Owns the descriptor table, the pool of socket state and the hidden descriptors. Lock-free but for the per-socket
  * lock, which is held for a few instructions and never across a call. Runs after fork and in signal handlers. */
 #include "fdtable.h"
+#include "clock.h"
 #include "companion.h"
 #include "connecting.h"
 #include "helper.h"
@@ -222,9 +223,21 @@ static bool visit_held(int fd, struct sock *sock, void *context)
     return more;
 }
 
+static _Atomic int visitors;           /* threads that use the numbers of others' sockets */
+
 void fdtable_each_held(bool (*visit)(int fd, struct sock *sock, void *context), void *context)
 {
+    atomic_fetch_add(&visitors, 1);
     fdtable_each(0, ~0u, visit_held, &(struct visitor){visit, context});
+    atomic_fetch_sub(&visitors, 1);
+}
+
+void fdtable_await_visitors(void)
+{
+    int64_t until = 0;
+    while (atomic_load(&visitors) > 0)
+        if (!clock_yield(&until, MOMENT_MS))
+            atomic_store(&visitors, 0);   /* one that died, or that this thread has interrupted */
 }
 
 bool sock_lock(struct sock *sock)
@@ -289,7 +302,7 @@ static bool take_limit(void)
 
 void fdtable_after_fork_child(void)
 {
-    limit_lock = starting = 0;
+    limit_lock = starting = visitors = 0;
     connecting_unlock_in_child();
     fdtable_each(0, ~0u, release_inherited, NULL);
     if (outlived)

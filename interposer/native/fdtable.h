@@ -173,6 +173,8 @@ void fdtable_drop_if(int fd, struct sock *sock);   /* where fd still is the sock
 void fdtable_each(unsigned first, unsigned last, bool (*visit)(int fd, struct sock *sock, void *context), void *context);
 /* The same for all entries, each with a reference, as other threads may close it meanwhile. */
 void fdtable_each_held(bool (*visit)(int fd, struct sock *sock, void *context), void *context);
+/* Who has dropped an entry closes its number only after the visits that found it there. */
+void fdtable_await_visitors(void);
 
 bool sock_lock(struct sock *sock);     /* bounded: false when a signal handler or a fork got in the way */
 void sock_unlock(struct sock *sock);

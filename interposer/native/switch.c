@@ -235,6 +235,7 @@ int switch_close(int fd)
     fdtable_drop(fd);
     if (sock && !late)
         sock_put(sock);
+    fdtable_await_visitors();
     int result = real.close(fd);
     connecting_let_go(held);
     if (sock && late) {
@@ -259,6 +260,7 @@ static bool close_gap(int fd, struct sock *sock, void *context)
             fdtable_drop(fd);
         return true;
     }
+    fdtable_await_visitors();
     if ((unsigned)fd > gap->from)
         gap->result = real.close_range(gap->from, (unsigned)fd - 1, gap->flags);
     gap->from = (unsigned)fd + 1;
@@ -272,6 +274,7 @@ int switch_close_range(unsigned first, unsigned last, int flags)
     struct gap gap = {first, flags, 0};
     bool held = !lifecycle_borrowed() && connecting_hold_if_any();
     fdtable_each(first, last, close_gap, &gap);
+    fdtable_await_visitors();
     if (gap.result == 0 && gap.from <= last && gap.from >= first)
         gap.result = real.close_range(gap.from, last, flags);
     connecting_let_go(held);
