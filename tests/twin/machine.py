@@ -141,7 +141,7 @@ class Programs(RuleBasedStateMachine):
         epfd = self.model.install(process, epoll, False)
         events = data.draw(st.sampled_from(EVENTS)) | data.draw(st.sampled_from(MODES))
         self.step(process, "epoll_ctl", epfd, 1, fd, events)
-        epoll.watch(process, fd)
+        epoll.watch(process, fd, events)
         self.step(process, "epoll_wait", epfd, 0)
 
     def teardown(self) -> None:
@@ -439,8 +439,7 @@ class Programs(RuleBasedStateMachine):
             return
         if description.known and description.end is not None and how != 7:
             return  # what comes later would be lost; and TCP's acknowledgement is an edge more
-        shared = len({holder.name for holder, _ in self.model.everywhere(description)}) > 1
-        if shared and how == socket.SHUT_RD and description.end is not None:
+        if description.spread and how == socket.SHUT_RD and description.end is not None:
             return  # the same
         halved = description.end is not None and (description.end.shut_read or description.end.shut_write)
         if (halved or how == socket.SHUT_RD) and self.known_peer(description):
@@ -600,9 +599,11 @@ class Programs(RuleBasedStateMachine):
         if not fds:
             return
         fd = data.draw(st.sampled_from(fds))
+        if epoll.is_confused(process, fd):
+            return
         events = data.draw(st.sampled_from(EVENTS)) | data.draw(st.sampled_from(MODES))
-        if self.step(process, "epoll_ctl", epfd, operation, fd, events) == 0 and operation == 1:
-            epoll.watch(process, fd)
+        if self.step(process, "epoll_ctl", epfd, operation, fd, events) == 0 and operation != 2:
+            epoll.watch(process, fd, events)
 
     @rule(data=st.data())
     def epoll_wait(self, data: st.DataObject) -> None:
@@ -624,6 +625,10 @@ class Programs(RuleBasedStateMachine):
         child = Process(name, parent.side, dict(parent.fds), set(parent.cloexec), parent.name)
         for description in child.fds.values():
             description.references += 1
+            description.spread = True
+            for holder, number in list(description.watched):
+                if holder == parent.name:
+                    description.watched[name, number] = description.watched[holder, number]
         self.model.processes[name] = child
 
     @rule(data=st.data())
@@ -651,6 +656,8 @@ class Programs(RuleBasedStateMachine):
             return
         self.step(process, "exec")
         self.model.execs += 1
+        for description in process.fds.values():
+            description.spread = True
         for fd in sorted(process.cloexec):
             self.told(self.model.remove(process, fd))
 

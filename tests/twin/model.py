@@ -3,6 +3,7 @@ tell what the other end will see."""
 
 from __future__ import annotations
 
+import select
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -55,10 +56,25 @@ class Description:
 
     known: bool = False
     """Of a socket: an epoll watches it, or did."""
+    edges: bool = False
+    """Edge-triggered."""
+    spread: bool = False
+    """Of a socket: as far as a process of the switch knows, others may have it."""
 
-    def watch(self, process: Process, fd: int) -> None:
-        self.watched[(process.name, fd)] = process.fds[fd]
-        process.fds[fd].known = True
+    def watch(self, process: Process, fd: int, events: int) -> None:
+        description = process.fds[fd]
+        self.watched[(process.name, fd)] = description
+        description.known = True
+        description.edges |= bool(events & select.EPOLLET)
+
+    def is_confused(self, process: Process, fd: int) -> bool:
+        """Of an epoll: another process has registered this listener since the fork, under another number than this one
+        or beside others. One thing stands there for a listener, and only who put it in knows for which number."""
+        listener = process.fds[fd]
+        numbers = {key for key, each in self.watched.items() if each is listener and each.state != "connected"}
+        known = {number for name, number in numbers if name == process.name}
+        unknown = {number for _, number in numbers} - known
+        return bool(unknown) and unknown | known != {fd}
 
     def ready(self) -> bool:
         """A read returns at once."""
@@ -156,5 +172,10 @@ class Model:
         peer.fin = True
         if end.unread or end.linger:
             peer.reset = True
-        peer.odd |= end.linger   # D3
+        # D3; and AF_UNIX wakes who waits at each close, also of an end that had sent its end of file: an edge more
+        peer.odd |= end.linger or (end.shut_write and self.is_edged(peer))
         return [peer]
+
+    def is_edged(self, end: End) -> bool:
+        holders = [each for process in self.processes.values() for each in process.fds.values()]
+        return any(each.end is end and each.edges for each in holders)
