@@ -24,6 +24,7 @@
 #define HIDDEN_CEILING 16384           /* a larger kernel table costs every fork */
 #define HIDDEN_DEPTH 64                /* below the limit, where there is no room above it */
 #define LIMIT_MOMENTS 1000             /* for a holder that has to wait for a processor */
+#define SPINS 10000                    /* of a lock that is held for a few instructions, before others may run */
 #define RECLAIM 32                     /* parked sockets given up at a time */
 
 _Atomic(_Atomic(struct sock *) *) fdtable_leaves[FDTABLE_LEAVES];
@@ -242,12 +243,15 @@ void fdtable_await_visitors(void)
 
 bool sock_lock(struct sock *sock)
 {
-    for (int tries = 0; tries < 10000; tries++) {
-        uint8_t expected = 0;
-        if (atomic_compare_exchange_weak_explicit(&sock->lock, &expected, 1, memory_order_acquire, memory_order_relaxed))
-            return true;
+    int64_t until = 0;
+    uint8_t free = 0;
+    int tries = 0;
+    while (!atomic_compare_exchange_weak_explicit(&sock->lock, &free, 1, memory_order_acquire, memory_order_relaxed)) {
+        if (++tries % SPINS == 0 && !clock_yield(&until, MOMENT_MS))   /* the holder may wait for this CPU */
+            return false;
+        free = 0;
     }
-    return false;
+    return true;
 }
 
 void sock_unlock(struct sock *sock)
@@ -294,10 +298,11 @@ static bool end_connecting(int fd, struct sock *sock, void *context)
 /* Bounded: in a signal handler the holder may be the thread that it interrupted. */
 static bool take_limit(void)
 {
-    for (int tries = 0; tries < 100000; tries++)
-        if (!atomic_exchange_explicit(&limit_lock, 1, memory_order_acquire))
-            return true;
-    return false;
+    int64_t until = 0;
+    for (int tries = 1; atomic_exchange_explicit(&limit_lock, 1, memory_order_acquire); tries++)
+        if (tries % SPINS == 0 && !clock_yield(&until, MOMENT_MS))
+            return false;
+    return true;
 }
 
 void fdtable_after_fork_child(void)

@@ -17,7 +17,6 @@
 #include <linux/sockios.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <sched.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -132,12 +131,7 @@ void options_import(struct sock *sock, int fd)
 
 bool options_nth(struct sock *sock, int nth, struct sock_option *option)
 {
-    bool held = sock_lock(sock);
-    for (int tries = 0; !held && tries < 100; tries++) {
-        sched_yield();                 /* the holder may wait for this CPU */
-        held = sock_lock(sock);
-    }
-    bool found = held && nth < sock->noptions;
+    bool held = sock_lock(sock), found = held && nth < sock->noptions;
     if (found)
         *option = sock->options[nth];
     if (held)
