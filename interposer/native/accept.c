@@ -215,8 +215,8 @@ static int accept_side(struct sock *sock, int side, int fd, struct sockaddr *add
     if (result == -EMFILE && companion && hidden_reclaim())
         result = accept_companion(sock, side, address, length, flags);
     if (result == -EINVAL && companion) {   /* silenced and drained */
-        if (sock->reason)
-            companion_give_up(sock, fd, sock->reason);
+        if (sock->reason || common_is_left(sock))
+            companion_give_up(sock, fd, REASON_HANDED_ON);
         else                           /* it was handed on, or shut down elsewhere */
             switch_renew(sock, fd);
         return -EAGAIN;

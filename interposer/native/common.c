@@ -14,7 +14,7 @@
  * word another has taken is each process's own. The first word counts. */
 #define COMMON_WORDS 4096
 #define COMMON_TRIES 64
-enum { COMMON_WAITED = 1, COMMON_ACCEPTED = 2, COMMON_NONBLOCKING = 4, COMMON_SHUT = 8 };
+enum { COMMON_WAITED = 1, COMMON_ACCEPTED = 2, COMMON_NONBLOCKING = 4, COMMON_SHUT = 8, COMMON_LEFT = 16 };
 
 static _Atomic(_Atomic uint64_t *) words;
 
@@ -135,6 +135,16 @@ void common_tell_shut(const struct sock *sock)
 bool common_is_shut(const struct sock *sock)
 {
     return word_of(sock, 0) & COMMON_SHUT;
+}
+
+void common_tell_left(const struct sock *sock)
+{
+    change(sock, 0, COMMON_LEFT);
+}
+
+bool common_is_left(const struct sock *sock)
+{
+    return word_of(sock, 0) & COMMON_LEFT;
 }
 
 void common_mark_waiting(const struct sock *sock)

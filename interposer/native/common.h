@@ -19,6 +19,9 @@ void common_set_nonblocking(struct sock *sock, bool on);
 /* The listener was shut down. */
 void common_tell_shut(const struct sock *sock);
 bool common_is_shut(const struct sock *sock);
+/* Its companions are silenced for good: who has drained them leaves it to TCP. */
+void common_tell_left(const struct sock *sock);
+bool common_is_left(const struct sock *sock);
 /* The program waits on the listener. */
 void common_mark_waiting(const struct sock *sock);
 /* It calls accept(). Who has only waited may leave that to another program. */

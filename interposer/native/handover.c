@@ -369,7 +369,16 @@ static const char *find_program(const char *file, bool search, char path[4096])
     }
 }
 
-enum what_starts { NOT_KNOWN, NOTHING, PLAIN, INTERPOSED };
+enum what_starts { NOT_KNOWN, NOTHING, PLAIN, ITSELF, INTERPOSED };
+
+/* By its name, as another file may have come there. */
+static bool is_itself(const char *program)
+{
+    struct stat file, own;
+    return strcmp(program, process_facts()->exe) == 0 ||
+           (stat(program, &file) == 0 && stat("/proc/self/exe", &own) == 0 && file.st_ino == own.st_ino &&
+            file.st_dev == own.st_dev);
+}
 
 static enum what_starts what_starts(const char *file, bool search, char *const environment[])
 {
@@ -377,7 +386,9 @@ static enum what_starts what_starts(const char *file, bool search, char *const e
     if (is_no_pointer(file))
         return PLAIN;
     const char *program = find_program(file, search, path);
-    return !program ? NOTHING : preloads(environment) && is_program(program, 0) ? INTERPOSED : PLAIN;
+    if (program && preloads(environment) && is_program(program, 0))
+        return INTERPOSED;
+    return !program ? NOTHING : is_itself(program) ? ITSELF : PLAIN;
 }
 
 /* --- what goes: listeners --- */
@@ -412,6 +423,10 @@ static bool hand_on(int fd, struct sock *sock, void *context)
     } else if (next->starts != NOTHING) {
         companion_pass(sock, false);
         part(fd, sock);
+        if (next->starts == ITSELF) {  /* started anew without the switch: those of before will go */
+            common_tell_left(sock);
+            companion_retire(sock, REASON_HANDED_ON);
+        }
     }
     if (next->starts != NOTHING && next->goes && epolls_are_ours(sock)) {
         readiness_abandon_listener(sock);   /* what stands there for it is closed at exec */

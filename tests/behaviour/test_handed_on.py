@@ -78,6 +78,27 @@ print(*ask())
 """) == ["san", "ok", "san", "ok"]
 
 
+def test_program_that_starts_itself_anew_without_the_switch() -> None:
+    """S23, T4: as nginx does where it is upgraded. The new one serves alone once the old workers have gone, although their
+    master goes on: no client waits at the companion."""
+    child = "import socket, sys; s = socket.socket(fileno=int(sys.argv[1])); a, _ = s.accept(); a.sendall(b'ok')"
+    assert said(f"""
+if os.fork() == 0:
+    serve(1)
+    os._exit(0)
+print(*ask())
+os.wait()
+started, starts = os.pipe()
+if os.fork() == 0:
+    os.environ.pop("LD_PRELOAD")
+    os.execv(sys.executable, ["python3", "-c", {child!r}, str(listener.fileno())])
+os.close(starts)
+os.read(started, 1)
+print(*ask())
+os.wait()
+""") == ["san", "ok", "tcp", "ok"]
+
+
 def test_many_programs_accept_on_one_listener() -> None:
     """S23, T5: of programs that share a blocking listener from elsewhere, none that loses a TCP client to another waits
     for the next one while SAN clients wait for it."""
