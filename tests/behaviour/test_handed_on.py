@@ -79,8 +79,8 @@ print(*ask())
 
 
 def test_program_that_starts_itself_anew_without_the_switch() -> None:
-    """S23, T4: as nginx does where it is upgraded. The new one serves alone once the old workers have gone, although their
-    master goes on: no client waits at the companion."""
+    """S23, T4: as nginx does where it is upgraded. The new one serves alone once the old workers have gone, although
+    their master goes on: no client waits at the companion."""
     child = "import socket, sys; s = socket.socket(fileno=int(sys.argv[1])); a, _ = s.accept(); a.sendall(b'ok')"
     assert said(f"""
 if os.fork() == 0:
