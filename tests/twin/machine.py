@@ -101,9 +101,10 @@ class Programs(RuleBasedStateMachine):
         cls = type(self)
         cls.steps += 1
         try:
-            return self.lock.run(Step(process.name, call, arguments))
-        except Coincidence:
-            return self.lock.again()
+            try:
+                return self.lock.run(Step(process.name, call, arguments))
+            except Coincidence:
+                return self.lock.again()
         except BaseException as error:
             if not cls.failure:
                 print(f"found, and now shrunk: {error}", flush=True)

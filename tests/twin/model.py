@@ -172,8 +172,9 @@ class Model:
         peer.fin = True
         if end.unread or end.linger:
             peer.reset = True
-        # D3; and AF_UNIX wakes who waits at each close, also of an end that had sent its end of file: an edge more
-        peer.odd |= end.linger or (end.shut_write and self.is_edged(peer))
+        peer.odd |= end.linger   # D3
+        if end.shut_write:   # AF_UNIX wakes who waits, an edge more; and a reset is ECONNRESET instead of EPIPE
+            peer.odd |= peer.reset or self.is_edged(peer)
         return [peer]
 
     def is_edged(self, end: End) -> bool:
