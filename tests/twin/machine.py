@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from lockstep import Coincidence, Difference, Fill, Lockstep, OracleFailed, Step
-from model import RDHUP, Description, End, Model, Process
+from model import RDHUP, V6ONLY, Description, End, Model, Process
 
 DONTWAIT, PEEK, WAITALL, TRUNC, NOSIGNAL = (
     socket.MSG_DONTWAIT,
@@ -342,6 +342,7 @@ class Programs(RuleBasedStateMachine):
         end = listener.pending.pop(0)
         description = Description(process.side, family=listener.family, state="connected", end=end)
         description.nonblocking = flags == socket.SOCK_NONBLOCK
+        description.informed = {key: {process.name} & names for key, names in listener.informed.items()}
         number = self.model.install(process, description, flags == socket.SOCK_CLOEXEC)
         self.step(process, "taken", number, listener.port)
         self.told([end])
@@ -561,8 +562,10 @@ class Programs(RuleBasedStateMachine):
             return
         level, name, values = option
         value = data.draw(st.sampled_from([None, *values]))
-        if value is not None:
-            self.step(picked[0], "setsockopt", picked[1], int(level), int(name), value)
+        if value is not None and self.step(picked[0], "setsockopt", picked[1], int(level), int(name), value) == 0:
+            picked[2].set(picked[0], (level, name))
+        if not picked[2].knows(picked[0], (level, name)):
+            return  # options do not follow through exec, nor from one process to another
         self.step(picked[0], "getsockopt", picked[1], int(level), int(name), data.draw(st.sampled_from([4, 4, 8, 1])))
 
     @rule(data=st.data())
@@ -627,6 +630,9 @@ class Programs(RuleBasedStateMachine):
         for description in child.fds.values():
             description.references += 1
             description.spread = True
+            for names in description.informed.values():
+                if parent.name in names:
+                    names.add(name)
             for holder, number in list(description.watched):
                 if holder == parent.name:
                     description.watched[name, number] = description.watched[holder, number]
@@ -659,6 +665,10 @@ class Programs(RuleBasedStateMachine):
         self.model.execs += 1
         for description in process.fds.values():
             description.spread = True
+            others = {each.name for each in self.model.processes.values()} - {process.name}
+            description.informed.setdefault(V6ONLY, others)   # what bind() made it
+            for names in description.informed.values():
+                names.discard(process.name)
         for fd in sorted(process.cloexec):
             self.told(self.model.remove(process, fd))
 

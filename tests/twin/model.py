@@ -4,12 +4,16 @@ tell what the other end will see."""
 from __future__ import annotations
 
 import select
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 State = Literal["fresh", "bound", "listening", "connecting", "connected", "failed", "stopped"]
 RDHUP = 0x2000
+TOS, PRIORITY = (socket.IPPROTO_IP, socket.IP_TOS), (socket.SOL_SOCKET, socket.SO_PRIORITY)
+"""The first sets the second."""
+V6ONLY = socket.IPPROTO_IPV6, socket.IPV6_V6ONLY
 LOWEST = 3
 """The first descriptor of a program."""
 
@@ -61,6 +65,9 @@ class Description:
     spread: bool = False
     """Of a socket: as far as a process of the switch knows, others may have it."""
 
+    informed: dict[tuple[int, int], set[str]] = field(default_factory=dict)
+    """Of a socket: by level and name, the processes that know an option's value, where not all do."""
+
     def watch(self, process: Process, fd: int, events: int) -> None:
         description = process.fds[fd]
         self.watched[(process.name, fd)] = description
@@ -75,6 +82,15 @@ class Description:
         known = {number for name, number in numbers if name == process.name}
         unknown = {number for _, number in numbers} - known
         return bool(unknown) and unknown | known != {fd}
+
+    def knows(self, process: Process, option: tuple[int, int]) -> bool:
+        return self.state != "connected" or option not in self.informed or process.name in self.informed[option]
+
+    def set(self, process: Process, option: tuple[int, int]) -> None:
+        """Each process has its own record of options."""
+        self.informed[option] = {process.name}
+        if option == TOS:
+            self.informed[PRIORITY] = {process.name}
 
     def ready(self) -> bool:
         """A read returns at once."""
