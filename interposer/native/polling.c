@@ -21,10 +21,13 @@
 #define WITH_HANG_UP (POLLIN | POLLRDNORM | POLLRDHUP | POLLOUT | POLLWRNORM | POLLWRBAND)
 
 /* Nothing that TCP would show: the peer has closed, and the program has asked for neither direction. */
-static bool only_hangs_up(const struct sock *sock, const struct pollfd *entry)
+static bool only_hangs_up(struct sock *sock, const struct pollfd *entry)
 {
     struct pollfd look = {entry->fd, entry->events, 0};
-    return !sock->shut_write && real.poll(&look, 1, 0) == 1 && look.revents == POLLHUP;
+    if (sock->shut_write || real.poll(&look, 1, 0) != 1 || look.revents != POLLHUP)
+        return false;
+    common_recall(sock, entry->fd);
+    return !sock->shut_write;
 }
 
 /* A hang-up that is not to be shown would end every wait. An epoll that has told of it waits for what comes after; where no

@@ -626,7 +626,7 @@ class Programs(RuleBasedStateMachine):
         self.model.children += 1
         name = f"{parent.side}{self.model.children}"
         self.step(parent, "fork", name)
-        child = Process(name, parent.side, dict(parent.fds), set(parent.cloexec), parent.name)
+        child = Process(name, parent.side, dict(parent.fds), set(parent.cloexec), parent.name, parent.image)
         for description in child.fds.values():
             description.references += 1
             description.spread = True
@@ -636,6 +636,7 @@ class Programs(RuleBasedStateMachine):
             for holder, number in list(description.watched):
                 if holder == parent.name:
                     description.watched[name, number] = description.watched[holder, number]
+                    description.makers[name, number] = description.makers[holder, number]
         self.model.processes[name] = child
 
     @rule(data=st.data())
@@ -663,6 +664,7 @@ class Programs(RuleBasedStateMachine):
             return
         self.step(process, "exec")
         self.model.execs += 1
+        process.image = self.model.execs
         for description in process.fds.values():
             description.spread = True
             others = {each.name for each in self.model.processes.values()} - {process.name}

@@ -57,6 +57,8 @@ class Description:
     """No second connect() is owed its one 0; each process of the switch counts that for itself."""
     watched: dict[tuple[str, int], Description] = field(default_factory=dict)
     """Of an epoll: what is registered, by process and descriptor."""
+    makers: dict[tuple[str, int], int] = field(default_factory=dict)
+    """And by which program."""
 
     known: bool = False
     """Of a socket: an epoll watches it, or did."""
@@ -71,6 +73,7 @@ class Description:
     def watch(self, process: Process, fd: int, events: int) -> None:
         description = process.fds[fd]
         self.watched[(process.name, fd)] = description
+        self.makers[(process.name, fd)] = process.image
         description.known = True
         description.edges |= bool(events & select.EPOLLET)
 
@@ -79,6 +82,8 @@ class Description:
         or beside others. One thing stands there for a listener, and only who put it in knows for which number."""
         listener = process.fds[fd]
         numbers = {key for key, each in self.watched.items() if each is listener and each.state != "connected"}
+        if any(self.makers[key] != process.image for key in numbers):
+            return True  # nor does what stands there go through exec
         known = {number for name, number in numbers if name == process.name}
         unknown = {number for _, number in numbers} - known
         return bool(unknown) and unknown | known != {fd}
@@ -107,6 +112,8 @@ class Process:
     fds: dict[int, Description] = field(default_factory=dict)
     cloexec: set[int] = field(default_factory=set)
     parent: str = ""
+    image: int = 0
+    """Of exec() and what was forked from it."""
 
     def lowest(self, start: int = LOWEST) -> int:
         number = start

@@ -248,6 +248,22 @@ FOUND = {
         server.getpeername(3, 16)
         server.poll([(3, 8197)], 0, 'poll')
     """,
+    "T2, T4, T9: poll() for nothing but errors after SHUT_WR by a child, and the peer has closed": """
+        client.socket(2, 1, 0)
+        client.bind(3, ('127.0.0.1', 0))
+        client.listen(3, 8)
+        client.learn(3, 'p1')
+        server.socket(2, 1, 0)
+        server.connect(3, ('127.0.0.1', 'p1'))
+        server.queued(3, 'client', 3)
+        client.accept(3, 0)
+        server.fork('server1')
+        server1.shutdown(3, 1)
+        client.arrives(4, 0, 8192)
+        client.close(4)
+        server.arrives(3, 0, 8192)
+        server.poll([(3, 0)], 0, 'poll')
+    """,
     "T2, T4: an epoll that watches a listener, through exec": """
         client.epoll_create()
         client.socket(2, 1, 0)
