@@ -272,10 +272,11 @@ static void wait_no_more(void *context)
     sock_put(wait->sock);
 }
 
-/* The TCP listener: closed meanwhile, it has a hidden number. */
+/* The TCP listener: closed meanwhile, it has another of its numbers, or a hidden one. */
 static int listener_of(struct sock *sock, int fd)
 {
-    return fdtable_peek(fd) == sock || hidden_is(fd) ? fd : atomic_load(&sock->shadow);
+    int alias = hidden_is(fd) ? fd : fdtable_alias_of(sock, fd);
+    return alias >= 0 ? alias : atomic_load(&sock->shadow);
 }
 
 /* The sides that are ready, or -errno. A fork takes the reference from the child. */

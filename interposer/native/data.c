@@ -116,8 +116,8 @@ ssize_t data_send(struct sock *sock, int fd, const void *buffer, size_t size, in
         struct iovec part = {(void *)buffer, size};
         return send_message(sock, fd, &(struct msghdr){.msg_iov = &part, .msg_iovlen = 1}, flags, false);
     }
-    int saved = errno;
-    ssize_t result = real.send(fd, buffer, size, native_flags(flags));
+    int saved = errno, native = native_flags(size ? flags : flags & ~MSG_OOB);   /* AF_UNIX wants a byte for it */
+    ssize_t result = real.send(fd, buffer, size, native);
     return result >= 0 ? result : not_sent(sock, fd, size, flags, saved);
 }
 

@@ -56,6 +56,7 @@ def test_zero_sizes(world: World) -> None:
     client, server = world.client, world.server
     fd, accepted = world.pair()
     client.send(fd, b"")
+    client.send(fd, b"", socket.MSG_OOB)
     client.write(fd, b"")
     client.writev(fd, [])
     client.sendmsg(fd, [])

@@ -392,6 +392,21 @@ def test_closed_under_accept(world: World, by: str) -> None:
     assert client.connect(fd, address) == "ECONNREFUSED"
 
 
+def test_alias_closed_under_accept(world: World) -> None:
+    """T3, T9: a listener's number that is closed while a thread is blocked in accept on it; another number stays."""
+    server = world.server
+    listener, address = world.listener()
+    alias = server.dup(listener)
+    worker = server.thread("worker")
+    pending = worker.start_accept(alias)
+    assert pending.blocks(0.05)
+    server.close(alias)
+    assert server.socket() == alias
+    fd = come(world, address)
+    accepted, _ = pending.result()
+    world.proves(fd, accepted)
+
+
 def test_restarted_beside_a_crash_handler(world: World) -> None:
     """T9: a handler with SA_RESTART lets accept go on, though one for faults lacks it."""
     server = world.server
