@@ -208,6 +208,8 @@ class Programs(RuleBasedStateMachine):
         if picked is None:
             return
         process, fd, description = picked
+        if any(holder.image != process.image for holder, _ in self.model.everywhere(description)):
+            return  # programs that share a listener do not share its companion: who has not called listen() sees TCP's
         if self.step(process, "listen", fd, backlog) != 0 or description.state == "listening":
             return
         self.model.ports += 1
