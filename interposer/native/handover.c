@@ -515,7 +515,10 @@ void handover_before_send(const struct msghdr *message)
             memcpy(&fd, CMSG_DATA(each) + i * sizeof fd, sizeof fd);
             struct sock *sock = fdtable_get(fd);
             if (sock && sock_phase(sock) == SOCK_LISTENING) {
+                bool accepting = common_is_accepting(sock);
                 part(fd, sock);
+                if (accepting)         /* who got it makes its own; when this one closes it, nobody is to wait at these */
+                    companion_retire(sock, REASON_HANDED_ON);
                 sock->foreign = true;
             }
             if (sock)

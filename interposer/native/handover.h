@@ -1,7 +1,8 @@
 /* Descriptors that enter and leave the process: what a program finds at its start, what comes and goes by SCM_RIGHTS, what
  * the next program inherits. A listener's companions follow it into a program that is interposed too, as they do at a
  * fork. Where they cannot, nobody may wait on them for a process that never accepts: who has not accepted so far gives them
- * up as it hands the listener on, and makes new ones if it waits again. */
+ * up as it hands the listener on, and makes new ones if it waits again. Who has accepted, and sends it or starts itself anew
+ * without the switch, will leave soon, perhaps: it serves who waits already, and then goes on by TCP. */
 #ifndef INTERPOSER_HANDOVER_H
 #define INTERPOSER_HANDOVER_H
 #include "fdtable.h"

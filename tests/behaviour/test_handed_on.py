@@ -99,6 +99,31 @@ os.wait()
 """) == ["san", "ok", "tcp", "ok"]
 
 
+def test_server_that_hands_its_listener_on_and_ends() -> None:
+    """S23, T5: a server that accepts, hands its listener to another by SCM_RIGHTS and closes it, as haproxy does when
+    reloaded, loses no client that came meanwhile."""
+    child = """
+import socket, sys
+end = socket.socket(fileno=int(sys.argv[1]))
+_, (fd,), _, _ = socket.recv_fds(end, 1, 1)
+end.recv(1)
+socket.socket(fileno=fd).accept()[0].sendall(b"ok")
+"""
+    assert said(f"""
+listener.set_inheritable(False)
+threading.Thread(target=serve, args=(1,)).start()
+print(*ask())
+ours, theirs = socket.socketpair()
+other = subprocess.Popen(["/usr/bin/python3", "-c", {child!r}, str(theirs.fileno())], pass_fds=[theirs.fileno()])
+socket.send_fds(ours, [b"x"], [listener.fileno()])
+client = socket.create_connection(address, timeout=5)
+listener.close()
+ours.send(b"x")
+print(carrier(client), client.recv(2).decode())
+other.wait()
+""") == ["san", "ok", "tcp", "ok"]
+
+
 def test_many_programs_accept_on_one_listener() -> None:
     """S23, T5: of programs that share a blocking listener from elsewhere, none that loses a TCP client to another waits
     for the next one while SAN clients wait for it."""
