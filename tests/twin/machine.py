@@ -578,11 +578,16 @@ class Programs(RuleBasedStateMachine):
             return
         call = data.draw(st.sampled_from(["poll", "ppoll", "select"]))
         chosen = data.draw(st.lists(st.sampled_from([*fds, 40]), min_size=1, max_size=3, unique=True))
+        asked = 0
         if call == "select":
             chosen = [fd for fd in chosen if fd != 40] or fds[:1]
-            self.step(process, "select", max(chosen) + 1, chosen, chosen[::-1], chosen[:1])
         else:
             asked = data.draw(st.sampled_from([select.POLLIN | select.POLLOUT | RDHUP, select.POLLIN, 0]))
+        if any(hangs_up(process.fds[fd]) for fd in chosen if fd in process.fds):
+            return
+        if call == "select":
+            self.step(process, "select", max(chosen) + 1, chosen, chosen[::-1], chosen[:1])
+        else:
             self.step(process, "poll", [(fd, asked) for fd in chosen], 0, call)
 
     # ---- epoll
@@ -680,6 +685,11 @@ class Programs(RuleBasedStateMachine):
 def odd(description: Description) -> bool:
     end = description.end
     return end is not None and end.odd
+
+
+def hangs_up(description: Description) -> bool:
+    """Is it an epoll that may tell of a hang-up beside what TCP tells (D1), and is readable by it?"""
+    return any(each.end is not None and each.end.fin for each in description.watched.values())
 
 
 def over(description: Description) -> bool:
