@@ -13,7 +13,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define REGISTRATIONS 6
+#define REGISTRATIONS 16
 #define SWAP_TRIES 100
 
 struct registrations {

@@ -245,6 +245,23 @@ def test_nested(world: World) -> None:
     server.epoll_wait(outer, 0)
 
 
+def test_an_epoll_for_each_thread(world: World) -> None:
+    """T2: a client that waits at a listener is there for every epoll that the listener is put into, and stays."""
+    server = world.server
+    listener, address = world.listener()
+    fd = come(world, address)
+    epolls = [server.epoll_create() for _ in range(12)]
+    for index, epfd in enumerate(epolls):
+        assert server.epoll_ctl(epfd, ADD, listener, IN, index) == 0
+    for index, epfd in enumerate(epolls):
+        assert server.epoll_wait(epfd, 2000) == [(index, "IN")]
+    accepted, _ = server.accept(listener)
+    world.proves(fd, accepted)
+    for epfd in epolls:
+        server.epoll_wait(epfd, 0)
+        assert server.epoll_ctl(epfd, DEL, listener) == 0
+
+
 def test_nested_deep(world: World) -> None:
     """T2: as many levels as TCP allows, and its error for one more; the listener serves all the same."""
     world.tcp_only()
