@@ -287,6 +287,11 @@ again:
     if (sock && sock_phase(sock) == SOCK_LISTENING)
         companion_notice(sock, fd);
     enum sock_phase phase = sock ? sock_phase(sock) : SOCK_FREE;
+    if (phase == SOCK_LISTENING && length >= sizeof address->sa_family && length <= sizeof(struct sockaddr_storage) &&
+        memory_reads(address, length) && address->sa_family == AF_UNSPEC) {
+        sock_put(sock);
+        return switch_shutdown(fd, SHUT_RD);   /* the same to the kernel */
+    }
     int error = sock ? atomic_load_explicit(&sock->connect_error, memory_order_relaxed) : 0;
     if (error)
         sock_take_error(sock);

@@ -213,6 +213,8 @@ int switch_shutdown(int fd, int how)
             atomic_store(&sock->phase, SOCK_FRESH);   /* a new listen() makes new companions */
         } else {
             result = real.shutdown(fd, how);
+            if (result < 0 && errno == ENOTCONN)
+                sock->unfit = REASON_RECONNECT;   /* the kernel keeps it, for the connection that comes */
         }
     }
     sock_put(sock);

@@ -255,6 +255,36 @@ def test_disconnect_unconnected(world: World) -> None:
     world.proves(fd, accepted)
 
 
+@pytest.mark.parametrize("how", [socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR])
+def test_shut_before_connect(world: World, how: int) -> None:
+    """T1, T9: a socket that was shut down before it connects is shut when it is connected."""
+    client, server = world.client, world.server
+    listener, address = world.listener()
+    fd = client.socket()
+    assert client.shutdown(fd, how) == "ENOTCONN"
+    assert client.connect(fd, address) == 0
+    accepted, _ = server.accept(listener)
+    client.poll([(fd, select.POLLIN | select.POLLOUT)], 0)
+    client.send(fd, b"x", socket.MSG_NOSIGNAL)
+    if how != socket.SHUT_WR:
+        assert client.recv(fd, 5) == b""
+    server.close(accepted)
+    world.tcp_only()
+
+
+def test_disconnect_of_a_listener(world: World) -> None:
+    """T1, S23: connect(AF_UNSPEC) on a listener ends it for TCP and SAN clients, and it can listen again."""
+    client, server = world.client, world.server
+    listener, address = world.listener()
+    assert server.disconnect(listener) == 0
+    server.poll([(listener, select.POLLIN | select.POLLOUT)], 0)
+    assert server.getsockopt(listener, socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 0
+    assert server.accept(listener) == "EINVAL"
+    assert client.connect(client.socket(), address) == "ECONNREFUSED"
+    assert server.listen(listener) == 0
+    world.join(listener, server.getsockname(listener))
+
+
 def test_bind_then_connect(world: World) -> None:
     """T8, S11, S12: a socket bound to an address and port connects from there."""
     client = world.client
