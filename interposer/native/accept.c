@@ -172,13 +172,13 @@ static int poll_sides(struct sock *sock, int fd, unsigned sides, int timeout)
 }
 
 /* accept() on a TCP listener where it may block: while a process looks and takes, no other process of the switch's takes. The
- * lock is one of the kernel's on the file itself, and ends with the process; threads, which have it together, take turns. A
- * stopped holder keeps nobody from SAN clients. */
+ * lock is one of the kernel's on the last byte of the file, where the program has none of its own, and ends with the process;
+ * threads, which have it together, take turns. A stopped holder keeps nobody from SAN clients. */
 static int accept_ready(struct sock *sock, const struct inherited *inherited, int fd, struct sockaddr *address,
                         socklen_t *length, int flags, bool plain)
 {
     static _Atomic int32_t holder;     /* a process: a fork may carry it along */
-    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = INT64_MAX, .l_len = 1};
     int result = -EAGAIN;
     int64_t until = 0;
     int32_t before;

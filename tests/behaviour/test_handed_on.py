@@ -124,6 +124,33 @@ other.wait()
 """) == ["san", "ok", "tcp", "ok"]
 
 
+def test_lock_of_the_program_on_its_listener() -> None:
+    """T3, T5: a lock that a program took on a blocking listener from elsewhere is still there after accept()."""
+    worker = """
+import fcntl, os, socket, sys
+listener = socket.socket(fileno=int(sys.argv[1]))
+fcntl.lockf(listener, fcntl.LOCK_EX)
+listener.accept()[0].sendall(b"ok")
+if os.fork() == 0:
+    try:
+        fcntl.lockf(listener, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print("held", flush=True)
+    os._exit(0)
+os.wait()
+"""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        number, address = listener.fileno(), listener.getsockname()
+        with subprocess.Popen([SANRUN, "--", "/usr/bin/python3", "-c", worker, str(number)], pass_fds=[number],
+                              stdout=subprocess.PIPE, text=True) as program:
+            try:
+                with socket.create_connection(address, timeout=10) as client:
+                    assert client.recv(2) == b"ok"
+                assert program.communicate(timeout=10)[0] == "held\n"
+            finally:
+                program.kill()
+
+
 def test_many_programs_accept_on_one_listener() -> None:
     """S23, T5: of programs that share a blocking listener from elsewhere, none that loses a TCP client to another waits
     for the next one while SAN clients wait for it."""
