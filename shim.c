@@ -117,7 +117,7 @@ static bool forget_stream(FILE *stream)
     fflush_unlocked(stream);
     bool held = connecting_hold_if_any();
     fdtable_drop(fd);
-    return held;
+    return held || connecting_hold_if_any();
 }
 
 int hook_fclose(FILE *stream)

@@ -175,9 +175,7 @@ int companion_copy_flags(const struct sock *sock, int from, int to, bool fresh)
 int companion_put_under(struct sock *sock, int fd, int with, int now, bool keep)
 {
     struct swap swap = {sock, fd, with, now, !sock->connecting, 0};   /* another thread may complete that connect */
-    bool several = atomic_load(&sock->aliases) != 1;
-    atomic_fetch_add(&connecting_count, several);  /* so that no other thread closes an alias between two looks at it */
-    bool held = connecting_hold_if_any(), alone = atomic_load(&sock->aliases) == 1 && fdtable_peek(fd) == sock;
+    bool held = connecting_begin_exchange(), alone = atomic_load(&sock->aliases) == 1 && fdtable_peek(fd) == sock;
     int flags = companion_copy_flags(sock, fd, with, !keep);
     sock->announce = flags & O_NONBLOCK;
     readiness_before_swap(sock);
@@ -190,8 +188,7 @@ int companion_put_under(struct sock *sock, int fd, int with, int now, bool keep)
     if (atomic_load(&sock->aliases) != 1)
         fdtable_each(0, ~0u, replace_late_alias, &swap);
     readiness_after_swap(sock, keep);
-    connecting_let_go(held);
-    atomic_fetch_sub(&connecting_count, several);
+    connecting_end_exchange(held);
     if (flags & O_ASYNC && sock->signals) {   /* again: the signal tells the number of the call that switched it on */
         real.fcntl(fd, F_SETFL, flags & O_NONBLOCK);
         real.fcntl(fd, F_SETFL, flags & (O_NONBLOCK | O_ASYNC));

@@ -16,6 +16,7 @@
 #include "trace.h"
 #include <fcntl.h>
 #include <pthread.h>
+#include <sys/ioctl.h>
 #include <time.h>
 
 #define DECISION_MS 2000               /* a thread that connects beside the one that decides waits so long at most */
@@ -91,9 +92,14 @@ static int disconnect(struct sock *sock, int fd)
     companion_copy_flags(sock, fd, replacement.with, false);
     options_replay(sock, replacement.with);
     readiness_recall(sock, fd);
+    int unread = 0;
+    if (real.ioctl(fd, FIONREAD, &unread) == 0 && !unread)   /* who sleeps in recv() is woken; else the peer is reset */
+        real.shutdown(fd, SHUT_RDWR);
+    bool held = connecting_begin_exchange();
     readiness_before_swap(sock);
     fdtable_each(0, ~0u, replace, &replacement);
     readiness_after_swap(sock, true);
+    connecting_end_exchange(held);
     hidden_close(atomic_exchange(&sock->shadow, -1));
     stats_row_clear(fd);
     if (!ours)                         /* who else has the port, and whether the kernel keeps it, is not known here */
@@ -177,6 +183,22 @@ static int settle(struct sock *sock, int fd, const struct verdict *verdict, int 
     }
     decide_tcp(fd, sock, ROW_CONNECT, -result);
     return 1;
+}
+
+/* Takes the socket into this thread's hands, or does not. A handler that interrupts it is to find out, whenever it runs. */
+static bool begin(struct sock *sock, const struct sock **outer)
+{
+    *outer = deciding;
+    deciding = sock;
+    if (decide_begin(sock))
+        return true;
+    deciding = *outer;
+    return false;
+}
+
+bool switch_connects(const struct sock *sock)
+{
+    return sock == deciding;
 }
 
 /* Decides for a socket in SOCK_DECIDING. As settle(), or COMPANION_IN_PROGRESS. `later`: a companion of which this call, being
@@ -306,13 +328,13 @@ again:
     else if (phase == SOCK_CONNECTED || phase == SOCK_CONNECTING)
         result = connect_again(&sock, fd, address, length);
     else if (phase == SOCK_FRESH && destination(sock, fd, address, length, &remote)) {
-        if (decide_begin(sock)) {
+        const struct sock *outer;
+        if (begin(sock, &outer)) {
             int cancel;
             pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
             bool later = false;
-            deciding = sock;
             result = decide_connect(sock, fd, &remote, &later);
-            deciding = NULL;
+            deciding = outer;
             pthread_setcancelstate(cancel, NULL);
             if (result == COMPANION_IN_PROGRESS && !(real.fcntl(fd, F_GETFL, 0) & O_NONBLOCK))
                 result = await(&sock, fd);
@@ -320,6 +342,8 @@ again:
                 result = fail(EINPROGRESS);
         } else if (sock_phase(sock) != SOCK_FRESH) {
             goto again;                /* another thread was quicker */
+        } else if (lifecycle_borrowed()) {   /* the parent's socket, too */
+            atomic_store(&sock->phase, SOCK_TCP);
         }
     }
     if (result >= 0)
@@ -342,12 +366,14 @@ bool switch_fast_open(int fd, const struct sockaddr *address, socklen_t length, 
 {
     struct endpoint remote;
     struct sock *sock = decide_hold(fd);
-    bool ours = sock && destination(sock, fd, address, length, &remote) && decide_begin(sock);
+    const struct sock *outer;
+    bool ours = sock && destination(sock, fd, address, length, &remote) && begin(sock, &outer);
     int saved = errno;
     *result = 1;
     if (ours) {
         bool later = false;
         *result = decide_connect(sock, fd, &remote, &later);
+        deciding = outer;
         if (*result == COMPANION_IN_PROGRESS)
             *result = real.fcntl(fd, F_GETFL, 0) & O_NONBLOCK ? fail(EINPROGRESS) : await(&sock, fd);
         else

@@ -9,7 +9,7 @@
  * ended before wsp_connect returned, with minus the difference. The upper half is the attempt's number. */
 enum { COMPLETION_NONE, COMPLETION_OPEN, COMPLETION_ARMED, COMPLETION_RUNNING, COMPLETION_EARLY = 0x10000 };
 
-/* Connects in progress in this process. */
+/* Connects in progress in this process, and exchanges. */
 extern _Atomic uint32_t connecting_count;
 
 /* Puts the placeholder under the descriptors of a socket whose TCP socket is parked. 0, or -errno and nothing changed. */
@@ -40,12 +40,25 @@ bool connecting_goes_on(const struct sock *sock);
 /* From wpu.c: 0, or -EINVAL where that attempt is not in progress. */
 int connecting_complete(struct sock *sock, uint32_t attempt, int error);
 
-/* The completion of a connect in progress may exchange the files under the socket's descriptors at any moment: calls that
- * close, duplicate or overwrite such a number are made between these two. */
+/* Another thread may exchange the files under a socket's descriptors at any moment: calls that close, duplicate or
+ * overwrite such a number are made between these two. Who closes looks once more after the number has left the table,
+ * because the exchange may have begun since: it counts itself first, and then looks at the table. */
 bool connecting_hold(void);
 void connecting_let_go(bool held);
 static inline bool connecting_hold_if_any(void)
 {
-    return atomic_load_explicit(&connecting_count, memory_order_relaxed) && connecting_hold();
+    return atomic_load(&connecting_count) && connecting_hold();
+}
+
+static inline bool connecting_begin_exchange(void)
+{
+    atomic_fetch_add(&connecting_count, 1);
+    return connecting_hold();
+}
+
+static inline void connecting_end_exchange(bool held)
+{
+    connecting_let_go(held);
+    atomic_fetch_sub(&connecting_count, 1);
 }
 #endif

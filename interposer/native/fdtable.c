@@ -314,6 +314,7 @@ void fdtable_after_fork_child(void)
         end_outlived();
     if (connecting_count)
         fdtable_each(0, ~0u, end_connecting, NULL);
+    connecting_count = 0;
 }
 
 void fdtable_before_fork(void)

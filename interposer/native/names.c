@@ -35,13 +35,17 @@ bool names_is_over(const struct sock *sock, int fd, bool *ended)
     return look.revents & POLLERR || (sock->shut_write && *ended && look.revents & POLLHUP);
 }
 
-/* Another thread has just put the companion under fd, or is taking it away: the state says so in a moment. */
+/* Another thread has just put the companion under fd, or is taking it away: the state says so in a moment. Or this is a
+ * signal handler that has interrupted such a connect(): the names are known. */
 static struct sock *exchanged(int fd)
 {
     int64_t until = 0;
-    while (fdtable_peek(fd) && !fdtable_companion(fd) && clock_yield(&until, MOMENT_MS))
+    bool own = false;
+    const struct sock *sock;
+    while ((sock = fdtable_peek(fd)) && !(own = switch_connects(sock)) && !fdtable_companion(fd) &&
+           clock_yield(&until, MOMENT_MS))
         ;
-    return fdtable_companion(fd) ? fdtable_get(fd) : NULL;
+    return own || fdtable_companion(fd) ? fdtable_get(fd) : NULL;
 }
 
 int switch_bind(const struct sock *sock, const struct sockaddr *address, socklen_t length)

@@ -235,6 +235,7 @@ int switch_close(int fd)
     sock = sock && sock_phase(sock) == SOCK_TCP ? NULL : fdtable_get(fd);   /* the usual one holds nothing */
     bool late = sock && fdtable_companion(fd);
     fdtable_drop(fd);
+    held = held || connecting_hold_if_any();
     if (sock && !late)
         sock_put(sock);
     fdtable_await_visitors();
@@ -252,14 +253,17 @@ struct gap {
     unsigned from;
     int flags;
     int result;
+    bool held;
 };
 
 static bool close_gap(int fd, struct sock *sock, void *context)
 {
     struct gap *gap = context;
     if (sock_phase(sock) != SOCK_HIDDEN) {
-        if (!lifecycle_borrowed())     /* the table is the parent's */
+        if (!lifecycle_borrowed()) {   /* the table is the parent's */
             fdtable_drop(fd);
+            gap->held = gap->held || connecting_hold_if_any();
+        }
         return true;
     }
     fdtable_await_visitors();
@@ -273,13 +277,12 @@ int switch_close_range(unsigned first, unsigned last, int flags)
 {
     if (!lifecycle_active || flags & ~CLOSE_RANGE_UNSHARE || first > last)   /* CLOEXEC: hidden ones are */
         return real.close_range(first, last, flags);
-    struct gap gap = {first, flags, 0};
-    bool held = !lifecycle_borrowed() && connecting_hold_if_any();
+    struct gap gap = {first, flags, 0, !lifecycle_borrowed() && connecting_hold_if_any()};
     fdtable_each(first, last, close_gap, &gap);
     fdtable_await_visitors();
     if (gap.result == 0 && gap.from <= last && gap.from >= first)
         gap.result = real.close_range(gap.from, last, flags);
-    connecting_let_go(held);
+    connecting_let_go(gap.held);
     return gap.result;
 }
 

@@ -12,6 +12,8 @@ extern _Thread_local int switch_guard;
 int switch_socket(int domain, int type, int protocol);
 int switch_listen(int fd, int backlog);
 int switch_connect(int fd, const struct sockaddr *address, socklen_t length);
+/* Is this a signal handler that has interrupted a connect() of that socket? */
+bool switch_connects(const struct sock *sock);
 int switch_accept(int fd, struct sockaddr *address, socklen_t *length, int flags, bool plain);
 /* bind() on a connection: in vain, for whatever reason TCP has. */
 int switch_bind(const struct sock *sock, const struct sockaddr *address, socklen_t length);

@@ -116,11 +116,20 @@ def test_other_preloads_stay() -> None:
     assert value.endswith(f"libinterposer.so:{build('early_library', '-shared', '-fPIC')}")
 
 
-@pytest.mark.parametrize("mode", [(), ("nonblocking",), ("copies",)], ids=["connects", "nonblocking", "copies"])
-def test_two_threads_on_one_socket(mode: tuple[str, ...]) -> None:
-    """T9, T3, S20: of two threads that connect one socket at one moment exactly one succeeds, with one connection,
+@pytest.mark.parametrize("mode", ["", "nonblocking", "copies", "passing copies", "ends"])
+def test_two_threads_on_one_socket(mode: str) -> None:
+    """T9, T3, T10, S20: of two threads that connect one socket at one moment exactly one succeeds, with one connection,
     and one that does not block is told of it later; a copy that one makes while the other connects is of that
-    connection."""
-    command = [build("connect_race", "-pthread"), *mode]
+    connection, and one that it closes at once does not keep it; the number of a closed one is not written over."""
+    command = [build("connect_race", "-pthread"), mode]
     run = subprocess.run(command, env=switched_environment(), capture_output=True, text=True, timeout=60)
     assert (run.returncode, run.stdout, run.stderr) == (0, "0 0 0\n", "")
+
+
+def test_interrupted_connect() -> None:
+    """T9, T12, S26: a handler that interrupts connect() is told TCP's names of that socket, at once, and that the
+    connect is going on; what a vfork child has connected is not connected again."""
+    run = subprocess.run(
+        [build("interrupted_connect")], env=switched_environment(), capture_output=True, text=True, timeout=60
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (0, "0 0 0 0 1\n", "")

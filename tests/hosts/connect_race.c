@@ -1,7 +1,9 @@
 /* Two threads connect one socket at one moment, many times ("nonblocking": one that does not block); or, with "copies", one
- * connects it while the other makes and closes copies of it. Prints how often not exactly one of them connected, or both
+ * connects it while the other makes and closes copies of it, or with "ends", while the other closes it and opens a file under
+ * its number. Prints how often not exactly one of them connected, or both
  * were told of it at once, how often the listener got another number
- * of connections than one, and how often the socket, or the last copy, carried nothing afterwards. */
+ * of connections than one, and how often the socket, or the last copy, carried nothing afterwards, had
+ * no end, or had taken the file's number. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -13,6 +15,8 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #define ROUNDS 300
@@ -47,6 +51,52 @@ static void *copies(void *unused)
     return unused;
 }
 
+static void *passing_copies(void *unused)
+{
+    pthread_barrier_wait(&line);
+    while (!connected)
+        close(dup(fd));
+    results[1] = -1;
+    return unused;
+}
+
+static void *ends(void *after)
+{
+    struct timespec moment = {0, (intptr_t)after};
+    pthread_barrier_wait(&line);
+    nanosleep(&moment, NULL);
+    close(fd);
+    results[1] = open("/dev/null", O_RDWR | O_CLOEXEC);
+    return NULL;
+}
+
+/* How often the number of a socket that was closed while it connected shows another file than was opened since. */
+static int reused(int listener)
+{
+    int wrong = 0, accepted;
+    for (uintptr_t round = 0; round < 2 * ROUNDS; round++) {
+        pthread_t threads[2];
+        struct stat file;
+        fd = socket(AF_INET, SOCK_STREAM, 0);
+        pthread_create(&threads[0], NULL, join, NULL);
+        pthread_create(&threads[1], NULL, ends, (void *)(round % 100 * 1000));
+        for (int i = 0; i < 2; i++)
+            pthread_join(threads[i], NULL);
+        wrong += fstat(results[1], &file) < 0 || !S_ISCHR(file.st_mode);
+        close(results[1]);
+        while ((accepted = accept(listener, NULL, NULL)) >= 0)
+            close(accepted);
+    }
+    return wrong;
+}
+
+static bool ended(int peer)
+{
+    struct pollfd look = {peer, POLLIN, 0};
+    char c;
+    return poll(&look, 1, 5000) == 1 && recv(peer, &c, 1, 0) == 0;
+}
+
 static bool carries(int from, int to)
 {
     char c = 0;
@@ -55,9 +105,10 @@ static bool carries(int from, int to)
 
 int main(int argc, char **argv)
 {
-    void *(*const join_twice[2])(void *) = {join, join}, *(*const join_and_copy[2])(void *) = {connects, copies};
-    bool nonblocking = argc > 1 && *argv[1] == 'n';
-    void *(*const *bodies)(void *) = argc > 1 && !nonblocking ? join_and_copy : join_twice;
+    char mode = argc > 1 ? *argv[1] : 0;
+    bool nonblocking = mode == 'n', passing = mode == 'p';
+    void *(*const bodies[2])(void *) = {mode == 'c' || passing ? connects : join,
+                                        mode == 'c' ? copies : passing ? passing_copies : join};
     int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), odd = 0, extra = 0, dead = 0;
     socklen_t length = sizeof at;
     at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
@@ -65,10 +116,11 @@ int main(int argc, char **argv)
         getsockname(listener, (struct sockaddr *)&at, &length) < 0)
         return 1;
     pthread_barrier_init(&line, NULL, 2);
+    dead = mode == 'e' ? reused(listener) : 0;
     for (int round = 0; round < (nonblocking ? 10 * ROUNDS : ROUNDS); round++) {
         pthread_t threads[2];
         fd = socket(AF_INET, SOCK_STREAM | (nonblocking ? SOCK_NONBLOCK : 0), 0);
-        copy = dup(fd);
+        copy = passing ? -1 : dup(fd);
         connected = false;
         for (uintptr_t i = 0; i < 2; i++)
             pthread_create(&threads[i], NULL, bodies[i], (void *)i);
@@ -77,11 +129,12 @@ int main(int argc, char **argv)
         odd += nonblocking ? results[0] + results[1] == 0 : (results[0] == 0) == (results[1] == 0);
         struct pollfd look = {listener, POLLIN, 0};
         int accepted = poll(&look, 1, 5000) == 1 ? accept(listener, NULL, NULL) : -1;
-        dead += !carries(fd, accepted) || !carries(copy, accepted);
+        dead += !carries(fd, accepted) || (!passing && !carries(copy, accepted));
         extra += poll(&look, 1, 0) != 0;
-        close(accepted);
         close(copy);
         close(fd);
+        dead += !ended(accepted);
+        close(accepted);
     }
     printf("%d %d %d\n", odd, extra, dead);
     return 0;

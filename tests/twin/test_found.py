@@ -264,6 +264,22 @@ FOUND = {
         server.arrives(3, 0, 8192)
         server.poll([(3, 0)], 0, 'poll')
     """,
+    "T9, S23: connect(AF_UNSPEC) ends a listener, and who waits there is reset": """
+        client.socket(2, 1, 0)
+        client.bind(3, ('127.0.0.1', 0))
+        client.listen(3, 8)
+        client.learn(3, 'p1')
+        server.socket(2, 1, 0)
+        server.connect(3, ('127.0.0.1', 'p1'))
+        server.queued(3, 'client', 3)
+        client.disconnect(3)
+        server.arrives(3, 0, 8192)
+        server.recv(3, 1, 0)
+        client.poll([(3, 8197)], 0, 'poll')
+        server.socket(2, 1, 0)
+        server.connect(4, ('127.0.0.1', 'p1'))
+        client.listen(3, 8)
+    """,
     "T2, T4: an epoll that watches a listener, through exec": """
         client.epoll_create()
         client.socket(2, 1, 0)
