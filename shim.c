@@ -6,6 +6,7 @@
 #include "interposer/native/companion.h"
 #include "interposer/native/connecting.h"
 #include "interposer/native/data.h"
+#include "interposer/native/forward.h"
 #include "interposer/native/handover.h"
 #include "interposer/native/lifecycle.h"
 #include "interposer/native/memory.h"
@@ -622,6 +623,18 @@ int hook_clone(int (*run)(void *), void *stack, int flags, void *argument, pid_t
     return result;
 }
 
+void hook__exit(int status)
+{
+    forward_at_exit();
+    real._exit(status);
+}
+
+void hook__Exit(int status)
+{
+    forward_at_exit();
+    real._Exit(status);
+}
+
 int hook_prctl(int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d)
 {
     if (option == PR_SET_SECCOMP)
@@ -974,6 +987,8 @@ long hook_syscall(long number, long a, long b, long c, long d, long e, long f)
         switch_before_filter(a == SECCOMP_SET_MODE_STRICT, (const struct sock_fprog *)c);
     if (number == SYS_prctl && a == PR_SET_SECCOMP)
         switch_before_filter(b == SECCOMP_MODE_STRICT, (const struct sock_fprog *)c);
+    if (number == SYS_exit_group)
+        forward_at_exit();
     if (number == SYS_clone)
         note_clone(a);
     if (number == SYS_execve)

@@ -4,6 +4,7 @@
 #include "common.h"
 #include "connecting.h"
 #include "firewall.h"
+#include "forward.h"
 #include "lifecycle.h"
 #include "netinfo.h"
 #include "options.h"
@@ -434,6 +435,19 @@ static void keep_from_blocking(struct sock *sock, int fd)
         real.fcntl(fd, F_SETFL, flags | O_NONBLOCK);
 }
 
+static void share(const struct companion *companion)
+{
+    if (companion->provider->wsp_share)
+        companion->provider->wsp_share(companion->descriptor);
+}
+
+void companion_send(struct sock *sock)
+{
+    sock->foreign = true;
+    for (int i = 0; i < sock->ncompanions; i++)
+        share(&sock->companions[i]);
+}
+
 int companion_listen(struct sock *sock, int fd, const struct verdict *verdict, int backlog, bool quiet, bool renew)
 {
     int reason = REASON_NO_PROVIDER, unfit = fitness(sock);
@@ -446,6 +460,7 @@ int companion_listen(struct sock *sock, int fd, const struct verdict *verdict, i
     common_take(sock);
     sock->quiet = quiet;
     sock->handed_on = false;
+    sock->companion_forks = lifecycle_forks();
     for (int i = 0; i < PROVIDERS_MAX && verdict->providers[i]; i++) {
         struct companion companion = {.provider = provider_by_id(verdict->providers[i])};
         if (!companion.provider)
@@ -461,6 +476,8 @@ int companion_listen(struct sock *sock, int fd, const struct verdict *verdict, i
         }
         int native = companion.provider->wsp_poll_fd(companion.descriptor);
         error = native < 0 ? native : same_netns(fd, native) ? 0 : -EXDEV;
+        if (sock->foreign)
+            share(&companion);
         int walled = error ? 0 : firewall_listen(&sock->local, sock->v6only);
         if (!error && !walled)
             error = companion.provider->wsp_listen(companion.descriptor, backlog, sock->v6only, quiet);
@@ -646,6 +663,7 @@ bool companion_yield(struct sock *sock, int fd)
 void companion_dispose(struct sock *sock)
 {
     int saved = errno;                 /* the close() that led here has succeeded */
+    forward_waiting(sock);
     companion_close(sock);
     if (sock->common)
         common_give(sock);

@@ -43,6 +43,8 @@ void companion_stop_moving(const struct moving *moving);
 /* The companion listeners refuse from here on, in every process that shares them; they are closed with the socket, or
  * before the next listen(), because another thread may be in accept(). */
 void companion_silence(struct sock *sock);
+/* Another program gets the listener, and companions of its own. */
+void companion_send(struct sock *sock);
 int companion_poll_fd(const struct sock *sock, int index);
 void companion_backlog(struct sock *sock, int backlog);
 /* This process has them no longer, or never had. */

@@ -77,6 +77,7 @@ struct sock {
     uint32_t rule;
     uint64_t generation;               /* of the policy that `rule` is of */
     uint32_t fork_count;               /* lifecycle's, when the socket was made */
+    uint32_t companion_forks;          /* the same, when a listener's companions were made */
     _Atomic int shadow;                /* hidden TCP socket that holds the port and answers for options, or -1 */
     _Atomic int joined;                /* the shadow that was connected to itself; 0: none */
     _Atomic int epoll;                 /* a listener's private epoll, for this process to wait at, or -1 */

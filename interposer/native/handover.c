@@ -519,7 +519,7 @@ void handover_before_send(const struct msghdr *message)
                 part(fd, sock);
                 if (accepting)         /* who got it makes its own; when this one closes it, nobody is to wait at these */
                     companion_retire(sock, REASON_HANDED_ON);
-                sock->foreign = true;
+                companion_send(sock);
             }
             if (sock)
                 sock_put(sock);

@@ -4,12 +4,14 @@
  *   san1/L/127.0.0.1:6379/0              a listener (slot 0..63), and its beacon, a datagram socket of the same name
  *   san1/D/<32 zeros>:6379/0             the same for an IPv6 wildcard that takes IPv4 clients too
  *   san1/C/127.0.0.1:50000/127.0.0.1:6379   a connecting end: from, to
+ *   san1/F/<16 digits>                   what carries a waiting connection to another listener (forward.h)
  *
  * IPv6 addresses are 32 hexadecimal digits, with %scope when link-local. The beacon tells a client in one cheap call
  * that somebody listens, and leaves no trace. Owns the pool of companions and the cache of live slots, whose lock is
  * tried and never waited for. Runs after fork. */
 #include "clock.h"
 #include "fdtable.h"
+#include "forward.h"
 #include "lifecycle.h"
 #include "netinfo.h"
 #include "provider_unix.h"
@@ -31,12 +33,14 @@
 #define BULK_BUFFER (1 << 20)          /* with the default, streams of large writes are slower than TCP */
 #define PRIVILEGED_PORTS 1024
 #define SLOTS_LIFETIME_MS 1000
+#define FORWARD_TRIES 64
 
 struct unix_companion {
     struct pool_item item;
     int fd, beacon;
     int family;
     bool dual;                         /* a listener on the IPv6 wildcard that takes IPv4 clients too */
+    bool shared;                       /* carriers may come (forward.h) */
     wpu_handle handle;
     struct endpoint local;
 };
@@ -305,6 +309,7 @@ static int take_companion(int fd, uintptr_t context, struct unix_companion **out
         return -ENOMEM;
     companion->fd = fd;
     companion->beacon = -1;
+    companion->shared = false;
     companion->handle = wpu_create_socket_handle(&provider_unix, (wsp_descriptor)companion, context);
     if (!companion->handle) {
         pool_give(&companions, companion);
@@ -405,10 +410,17 @@ static void unix_announce(wsp_descriptor descriptor)
 
 /* Whoever connects can send descriptors, which would be closed unseen, but at our cost. What is accepted inherits this, where
  * the kernel has it (6.16). */
-static void refuse_descriptors(int fd)
+static void refuse_descriptors(int fd, int refused)
 {
-    int off = 0;
-    real.setsockopt(fd, SOL_SOCKET, SO_PASSRIGHTS, &off, sizeof off);
+    int passed = !refused;
+    real.setsockopt(fd, SOL_SOCKET, SO_PASSRIGHTS, &passed, sizeof passed);
+}
+
+static void unix_share(wsp_descriptor descriptor)
+{
+    struct unix_companion *listener = from_descriptor(descriptor);
+    listener->shared = true;
+    refuse_descriptors(listener->fd, false);
 }
 
 static int unix_listen(wsp_descriptor descriptor, int backlog, bool v6only, bool quiet)
@@ -428,7 +440,7 @@ static int unix_listen(wsp_descriptor descriptor, int backlog, bool v6only, bool
                 continue;
             return -errno;
         }
-        refuse_descriptors(companion->fd);
+        refuse_descriptors(companion->fd, !companion->shared);
         if (real.listen(companion->fd, backlog) < 0)
             return -errno;
         /* The beacon comes last: who sees it finds a listener. */
@@ -555,6 +567,25 @@ static bool believable(int fd, const struct unix_companion *listener, const stru
     return loopback || (netinfo_local_now(peer) == 0 && netinfo_local_now(to) == 0);
 }
 
+/* Whose connection came in a carrier, which it replaces; -1: none. */
+static int open_carrier(const struct unix_companion *listener, int fd, bool nonblocking, bool cloexec, struct endpoint *local,
+                        struct endpoint *peer)
+{
+    struct endpoint own, ignored;
+    char mine, other;
+    if (!trusted(fd, geteuid())) {
+        real.close(fd);
+        return -1;
+    }
+    if (!forward_receive(fd, nonblocking, cloexec))
+        return -1;
+    if (native_name(fd, false, &mine, &own, &ignored) == 0 && mine == (listener->dual ? 'D' : 'L') &&
+        endpoint_equal(&own, &listener->local) && native_name(fd, true, &other, peer, local) == 0 && other == 'C')
+        return fd;
+    real.close(fd);
+    return -1;
+}
+
 static int unix_accept(wsp_descriptor descriptor, uintptr_t context, bool nonblocking, bool cloexec, wsp_descriptor *out,
                        struct endpoint *local, struct endpoint *peer)
 {
@@ -571,7 +602,14 @@ static int unix_accept(wsp_descriptor descriptor, uintptr_t context, bool nonblo
             return -EINVAL;
         return -errno;
     }
-    if (parse_name(&name, length, peer, local) != 'C' || !believable(fd, listener, peer, local)) {
+    bool named = parse_name(&name, length, peer, local) == 'C';
+    if (!named && forward_is_carrier(&name, length)) {
+        fd = open_carrier(listener, fd, nonblocking, cloexec, local, peer);
+        if (fd < 0)
+            return -ECONNABORTED;
+        named = true;
+    }
+    if (!named || !believable(fd, listener, peer, local)) {
         real.close(fd);
         return -ECONNABORTED;
     }
@@ -581,6 +619,8 @@ static int unix_accept(wsp_descriptor descriptor, uintptr_t context, bool nonblo
         return error;
     }
     widen(fd);
+    if (listener->shared)
+        refuse_descriptors(fd, true);
     companion->local = *local;
     *out = (wsp_descriptor)companion;
     return 0;
@@ -606,6 +646,66 @@ static bool unix_reset(wsp_descriptor descriptor)
     if (deaf >= 0)
         real.close(deaf);
     return done;
+}
+
+/* 0 or -errno. */
+static int forward_to(int connection, const struct sockaddr_un *name, socklen_t length)
+{
+    int carrier = forward_carrier(), result;
+    if (carrier < 0)
+        return -EMFILE;
+    if (real.connect(carrier, (const struct sockaddr *)name, length) < 0)
+        result = -errno;
+    else
+        result = trusted(carrier, geteuid()) ? forward_send(carrier, connection) : -EPERM;
+    real.close(carrier);
+    return result;
+}
+
+/* To one of those slots, from the one of *turn on. */
+static void forward(int connection, const struct unix_companion *listener, uint64_t slots, unsigned *turn)
+{
+    unsigned live = (unsigned)__builtin_popcountll(slots);
+    int result = -ENOENT;
+    for (unsigned i = 0; i < live && result; i++) {
+        struct sockaddr_un name;
+        socklen_t length = listener_name(&name, &listener->local, listener->dual, nth_slot(slots, (*turn)++ % live));
+        int tries = FORWARD_TRIES;
+        do
+            result = forward_to(connection, &name, length);
+        while (result == -EPIPE && --tries);
+    }
+}
+
+static void unix_pass_on(wsp_descriptor descriptor)
+{
+    const struct unix_companion *listener = from_descriptor(descriptor);
+    struct netinfo_listener place = {.address = listener->local, .dual = listener->dual};
+    struct endpoint local, peer;
+    uint64_t slots = 0;
+    unsigned turn = 0;
+    bool looked = false;
+    if (!hidden_is(listener->fd) || !hidden_is(listener->beacon))
+        return;
+    unix_silence(descriptor);          /* nobody comes from here on, and the search does not find this one */
+    for (;;) {
+        struct sockaddr_un name;
+        socklen_t length = sizeof name;
+        int fd = real.accept4(listener->fd, (struct sockaddr *)&name, &length, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        if (fd < 0)
+            return;
+        if (forward_is_carrier(&name, length))
+            fd = open_carrier(listener, fd, true, true, &local, &peer);
+        if (!looked) {
+            forget_slots(&listener->local);
+            slots = live_slots(&place);
+            looked = true;
+        }
+        if (fd >= 0) {
+            forward(fd, listener, slots, &turn);
+            real.close(fd);
+        }
+    }
 }
 
 /* The beacon, which nobody reads, carries the program's view of O_NONBLOCK. */
@@ -761,6 +861,8 @@ const struct san_provider provider_unix = {
     .wsp_accept = unix_accept,
     .wsp_silence = unix_silence,
     .wsp_reset = unix_reset,
+    .wsp_share = unix_share,
+    .wsp_pass_on = unix_pass_on,
     .wsp_pass = unix_pass,
     .wsp_passed = unix_passed,
     .wsp_take = unix_take,

@@ -49,6 +49,7 @@ static const struct {
     {SYS_sendto, {ANY}},
     {SYS_sendmsg, {ANY}},
     {SYS_recvfrom, {ANY}},
+    {SYS_recvmsg, {ANY}},
     {SYS_shutdown, {ANY}},
     {SYS_read, {ANY}},
     {SYS_pread64, {ANY}},

@@ -63,6 +63,11 @@ struct san_provider {
     void (*wsp_silence)(wsp_descriptor listener);
     /* No other process has this silenced listener: who waits there is to see a reset. False: the switch accepts and closes. */
     bool (*wsp_reset)(wsp_descriptor listener);
+    /* Both may be missing. Other programs have the program's listener too, and companions of their own; told before
+     * wsp_listen, or later. And this one is about to go: who waits there is to be served by one of theirs, if there is any,
+     * from where wsp_accept takes it. */
+    void (*wsp_share)(wsp_descriptor listener);
+    void (*wsp_pass_on)(wsp_descriptor listener);
     int (*wsp_close_socket)(wsp_descriptor companion);
 
     /* The kernel descriptor behind a companion: a listener's shows readiness, any shows its name space. */
