@@ -1,11 +1,13 @@
 /* Connects many times, and at some moment of each a handler asks for the name of the very socket and connects it, too; then
  * a socket that a vfork child has connected. Prints how often the handler saw a name that is not TCP's, took more than a
- * second, or was told what TCP would not tell; how often the connection carried nothing; and whether the child's is one. */
+ * second, or was told what TCP would not tell; how often the connection carried nothing; and whether the child's is one,
+ * and whether connect(AF_UNSPEC) ends the recv() of another thread. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -56,6 +58,45 @@ static bool once_by_a_child(int listener)
     return !again && carries(joined, accepted) && poll(&look, 1, 0) == 0;
 }
 
+static _Atomic int sleeper;
+
+static void *receives(void *unused)
+{
+    char c;
+    sleeper = gettid();
+    return recv(fd, &c, 1, 0) <= 0 ? NULL : unused;
+}
+
+static bool asleep(void)
+{
+    char path[64], state = 0;
+    snprintf(path, sizeof path, "/proc/self/task/%d/stat", sleeper);
+    FILE *file = fopen(path, "re");
+    if (file && fscanf(file, "%*d %*s %c", &state) < 1)
+        state = 0;
+    if (file)
+        fclose(file);
+    return state == 'S';
+}
+
+static bool wakes(int listener)
+{
+    const struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
+    struct timespec end;
+    pthread_t thread;
+    fd = socket(AF_INET, SOCK_STREAM, 0);
+    if (connect(fd, (struct sockaddr *)&at, sizeof at) < 0 || accept(listener, NULL, NULL) < 0 ||
+        pthread_create(&thread, NULL, receives, &at) != 0)
+        return false;
+    while (!sleeper || !asleep())
+        sched_yield();
+    if (connect(fd, &nowhere, sizeof nowhere) < 0)
+        return false;
+    clock_gettime(CLOCK_REALTIME, &end);
+    end.tv_sec += 5;
+    return pthread_timedjoin_np(thread, NULL, &end) == 0;
+}
+
 int main(void)
 {
     const struct itimerval never = {{0, 0}, {0, 0}};
@@ -80,6 +121,7 @@ int main(void)
         close(accepted);
         close(mine);
     }
-    printf("%d %d %d %d %d\n", names, late, odd, dead, once_by_a_child(listener));
+    bool once = once_by_a_child(listener);
+    printf("%d %d %d %d %d %d\n", names, late, odd, dead, once, wakes(listener));
     return 0;
 }
