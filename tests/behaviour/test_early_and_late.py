@@ -14,12 +14,12 @@ from interposer.diag import stats
 
 
 def test_every_hook_is_called() -> None:
-    """T13: the calls of hosts/each_call.h are the hooks, all of them."""
+    """T13: the calls of hosts/each_call.h are the hooks, all but those that end the process."""
     call = re.compile(r"^HOOK\([^,]+?, (\w+),|^EXPORTED\((\w+)\)", re.MULTILINE)
     hooks = {name for place in ("interposer/native/hooks.def", "shim.c") for name in names(call, ROOT / place)}
     made = names(re.compile(r"^    (?:CALL|EACH_[A-Z]+)\((\w+),? ?", re.MULTILINE), ROOT / "tests/hosts/each_call.h")
     assert "socket" in hooks and "execl" in hooks
-    assert hooks | {"vfork"} == set(made) - {"name"}
+    assert (hooks | {"vfork"}) - {"_exit", "_Exit"} == set(made) - {"name"}
 
 
 def names(pattern: re.Pattern[str], path: Path) -> list[str]:
