@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import select
 import signal
 import socket
@@ -19,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,10 @@ class Entry:
 
     def __str__(self) -> str:
         return f"{self.actor}.{self.call}({self.given}) = {self.seen}"
+
+    def portless(self) -> Entry:
+        given, seen = (re.sub(r":p\d+", "", text) for text in (self.given, self.seen))
+        return replace(self, given=given, seen=seen)
 
 
 @dataclass

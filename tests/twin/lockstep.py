@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import ast
 import os
-import re
 import signal
 import socket
 import time
@@ -296,10 +295,6 @@ class Twin:
             self.world.stage.close()
 
 
-def _portless(entry: puppet.Entry) -> str:
-    return re.sub(r":p\d+", "", str(entry))
-
-
 class Lockstep:
     """The four worlds."""
 
@@ -361,7 +356,7 @@ class Lockstep:
             if problem:
                 # One that has more names for ports than the other has used one of them twice.
                 fewer = len(oracle.world.stage.record.ports) != len(twin.world.stage.record.ports)
-                kind = Coincidence if fewer and _portless(expected) == _portless(got) else Difference
+                kind = Coincidence if fewer and expected.portless() == got.portless() else Difference
                 raise kind(f"{twin.pairing.name}: {problem}\n{self.program()}")
 
     def program(self) -> str:
