@@ -5,27 +5,41 @@ in TCP_INFO) and D7 (a program without the switch sees AF_UNIX) concern values t
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Callable, Sequence
 
 from puppet import Entry
 
 History = Sequence[Entry]
 SENDING = {"send", "write", "sendto", "sendmsg", "writev", "sendfile"}
+DUPLICATING = (fcntl.F_DUPFD, fcntl.F_DUPFD_CLOEXEC)
 Predicate = Callable[[Entry, Entry, History], bool]
+
 
 def _without(events: list[tuple[int, str]], word: str) -> list[tuple[int, str]]:
     return [(data, "|".join(part for part in names.split("|") if part != word)) for data, names in events]
 
 
-def _registered(epfd: str, data: int, before: History) -> list[str]:
-    """What was asked for at last."""
-    asked = ""
+def _registered(actor: str, epfd: str, data: int, before: History) -> list[str]:
+    """What was asked for at last, under any number of the epoll."""
+    made = 0
+    epolls: dict[tuple[str, str], int] = {}
+    asked: dict[int, str] = {}
+
+    def epoll(actor: str, number: str) -> int:
+        """Where the actor did not make it, it came by a fork that the history may not show."""
+        others = (each for (_, other), each in reversed(epolls.items()) if other == number)
+        return epolls.get((actor, number)) or next(others, 0)
+
     for entry in before:
-        if entry.call == "epoll_ctl" and entry.seen == "0":
-            number, _, _, events, given = entry.given.split(", ")
-            if (number, given) == (epfd, str(data)):
-                asked = events
-    return asked.split("|")
+        given = entry.given.split(", ")
+        if entry.call in ("dup", "dup2", "dup3") or (entry.call == "fcntl" and int(given[1]) in DUPLICATING):
+            epolls[entry.actor, entry.seen] = epoll(entry.actor, given[0])
+        elif entry.call == "epoll_create1":
+            epolls[entry.actor, entry.seen] = made = made + 1
+        elif entry.call == "epoll_ctl" and entry.seen == "0" and given[4] == str(data):
+            asked[epoll(entry.actor, given[0])] = given[3]
+    return asked.get(epoll(actor, epfd), "").split("|")
 
 
 def _same_events(tcp: Entry, san: Entry, before: History, edges: bool) -> bool:
@@ -34,7 +48,7 @@ def _same_events(tcp: Entry, san: Entry, before: History, edges: bool) -> bool:
         return False
     epfd, shown = san.given.split(", ")[0], list(tcp.fact)
     for event in san.fact:
-        asked, bare = _registered(epfd, event[0], before), _without([event], "HUP")[0]
+        asked, bare = _registered(san.actor, epfd, event[0], before), _without([event], "HUP")[0]
         permitted = event != bare and ("IN" in event[1].split("|") or "IN" not in asked)
         if shown and (event == shown[0] or (permitted and bare == shown[0])):
             shown.pop(0)
