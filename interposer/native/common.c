@@ -14,7 +14,7 @@
  * word another has taken is each process's own. The first word counts. */
 #define COMMON_WORDS 4096
 #define COMMON_TRIES 64
-enum { COMMON_WAITED = 1, COMMON_ACCEPTED = 2, COMMON_NONBLOCKING = 4, COMMON_SHUT = 8, COMMON_LEFT = 16 };
+enum { COMMON_WAITED = 1, COMMON_ACCEPTED = 2, COMMON_NONBLOCKING = 4, COMMON_SHUT = 8, COMMON_LEFT = 16, COMMON_HANDED_ON = 32 };
 
 static _Atomic(_Atomic uint64_t *) words;
 
@@ -116,15 +116,65 @@ void common_take(struct sock *sock)
     common_set_nonblocking(sock, sock->nonblocking);
 }
 
+/* The kernel keeps a word for every program that has the companions: who accepts, or is about to become another program. */
+#define TOLD 0x4c000000u
+enum { TOLD_PID = (1 << 23) - 1, TOLD_NONBLOCKING = 1 << 23, TOLD_GOES = 1 << 24 };
+
+static unsigned told(const struct sock *sock, int index)
+{
+    unsigned word = 0;
+    int saved = errno;
+    socklen_t length = sizeof word;
+    if (!sandbox_closed && real.getsockopt(companion_poll_fd(sock, index), SOL_SOCKET, SO_INCOMING_CPU, &word, &length) < 0)
+        errno = saved;
+    return word >> 25 == TOLD >> 25 ? word & ~TOLD : 0;
+}
+
+static void tell_programs(const struct sock *sock, unsigned clear, unsigned set)
+{
+    int saved = errno;
+    for (int i = 0; i < sock->ncompanions && !sandbox_closed; i++) {
+        unsigned word = TOLD | (told(sock, i) & ~clear) | set;
+        real.setsockopt(companion_poll_fd(sock, i), SOL_SOCKET, SO_INCOMING_CPU, &word, sizeof word);
+    }
+    errno = saved;
+}
+
+bool common_is_handed_on(const struct sock *sock)
+{
+    return word_of(sock, sock->handed_on ? COMMON_HANDED_ON : 0) & COMMON_HANDED_ON;
+}
+
+void common_hand_on(struct sock *sock)
+{
+    bool on = common_is_nonblocking(sock);
+    sock->handed_on = true;
+    change(sock, 0, COMMON_HANDED_ON);
+    common_set_nonblocking(sock, on);
+}
+
+void common_adopt(struct sock *sock)
+{
+    sock->nonblocking = told(sock, 0) & TOLD_NONBLOCKING;
+    common_take(sock);
+    sock->handed_on = true;
+    change(sock, 0, COMMON_HANDED_ON);
+}
+
 bool common_is_nonblocking(const struct sock *sock)
 {
-    return word_of(sock, sock->nonblocking ? COMMON_NONBLOCKING : 0) & COMMON_NONBLOCKING;
+    uint32_t own = sock->nonblocking ? COMMON_NONBLOCKING : 0;
+    if (common_is_handed_on(sock) && sock->ncompanions && !sandbox_closed)
+        return told(sock, 0) & TOLD_NONBLOCKING;
+    return word_of(sock, own) & COMMON_NONBLOCKING;
 }
 
 void common_set_nonblocking(struct sock *sock, bool on)
 {
     sock->nonblocking = on;
     change(sock, COMMON_NONBLOCKING, on ? COMMON_NONBLOCKING : 0);
+    if (common_is_handed_on(sock))
+        tell_programs(sock, TOLD_NONBLOCKING, on ? TOLD_NONBLOCKING : 0);
 }
 
 void common_tell_shut(const struct sock *sock)
@@ -153,37 +203,25 @@ void common_mark_waiting(const struct sock *sock)
         change(sock, 0, COMMON_WAITED);
 }
 
-/* The kernel keeps it for every program that has the companions. */
-static void tell_programs(const struct sock *sock, int word)
-{
-    int saved = errno;
-    for (int i = 0; i < sock->ncompanions && !sandbox_closed; i++)
-        real.setsockopt(companion_poll_fd(sock, i), SOL_SOCKET, SO_INCOMING_CPU, &word, sizeof word);
-    errno = saved;
-}
-
 void common_mark_accepting(const struct sock *sock)
 {
     if (word_of(sock, COMMON_ACCEPTED) & COMMON_ACCEPTED)
         return;
     change(sock, 0, COMMON_ACCEPTED);
-    tell_programs(sock, lifecycle_pid);
+    tell_programs(sock, TOLD_PID | TOLD_GOES, (unsigned)lifecycle_pid);
 }
 
-/* A process id is never 0, and -1 says nothing. */
 void common_tell_exec(const struct sock *sock, bool goes)
 {
-    tell_programs(sock, goes ? -1 - lifecycle_pid : word_of(sock, COMMON_ACCEPTED) & COMMON_ACCEPTED ? lifecycle_pid : -1);
+    unsigned pid = goes || word_of(sock, COMMON_ACCEPTED) & COMMON_ACCEPTED ? (unsigned)lifecycle_pid : 0;
+    tell_programs(sock, TOLD_PID | TOLD_GOES, pid | (goes ? TOLD_GOES : 0));
 }
 
 bool common_came_by_exec(const struct sock *sock)
 {
-    int word = -1;
-    socklen_t length = sizeof word;
-    bool came = real.getsockopt(companion_poll_fd(sock, 0), SOL_SOCKET, SO_INCOMING_CPU, &word, &length) == 0 &&
-                word == -1 - lifecycle_pid;
+    bool came = (told(sock, 0) & ~(unsigned)TOLD_NONBLOCKING) == (TOLD_GOES | (unsigned)lifecycle_pid);
     if (came)
-        tell_programs(sock, -1);
+        tell_programs(sock, TOLD_PID | TOLD_GOES, 0);
     return came;
 }
 
@@ -192,11 +230,9 @@ static bool accepted_elsewhere(const struct sock *sock)
 {
     int saved = errno;
     bool found = false;
-    for (int i = 0; i < sock->ncompanions && !sandbox_closed; i++) {
-        int pid = -1;
-        socklen_t length = sizeof pid;
-        found |= real.getsockopt(companion_poll_fd(sock, i), SOL_SOCKET, SO_INCOMING_CPU, &pid, &length) == 0 && pid > 0 &&
-                 (kill(pid, 0) == 0 || errno == EPERM);
+    for (int i = 0; i < sock->ncompanions; i++) {
+        unsigned word = told(sock, i), pid = word & TOLD_PID;
+        found |= pid && !(word & TOLD_GOES) && (kill((pid_t)pid, 0) == 0 || errno == EPERM);
     }
     errno = saved;
     return found;

@@ -13,7 +13,12 @@ void common_mark(int fd, unsigned marks);
 unsigned common_marks(int fd);
 /* A connection learns which directions its other holders have shut. */
 void common_recall(struct sock *sock, int fd);
-/* The program's view of a listener's O_NONBLOCK, which it shares with forked processes. */
+/* A listener's companions go to another program, or have come from one. */
+void common_hand_on(struct sock *sock);
+void common_adopt(struct sock *sock);
+bool common_is_handed_on(const struct sock *sock);
+/* The program's view of a listener's O_NONBLOCK, which it shares with forked processes and with the programs that have its
+ * companions. */
 bool common_is_nonblocking(const struct sock *sock);
 void common_set_nonblocking(struct sock *sock, bool on);
 /* The listener was shut down. */

@@ -387,7 +387,7 @@ void companion_notice(struct sock *sock, int fd)
 
 bool companion_is_alone(const struct sock *sock)
 {
-    return !sock->handed_on && sock->fork_count == lifecycle_forks() && !lifecycle_borrowed();
+    return !common_is_handed_on(sock) && sock->fork_count == lifecycle_forks() && !lifecycle_borrowed();
 }
 
 void companion_ask(struct sock *sock, int fd)
@@ -510,30 +510,26 @@ bool companion_take(struct sock *sock, int fd, int *fds, int count)
 {
     struct companion companion;
     for (int n = 0; sock->ncompanions < PROVIDERS_MAX && (companion.provider = provider_nth(n)); n++) {
-        bool nonblocking;
         if (!companion.provider->wsp_take ||
             companion.provider->wsp_take(fds, count, sock->family, &sock->local, (uintptr_t)sock->item.index + 1,
-                                         &companion.descriptor, &nonblocking) < 0)
+                                         &companion.descriptor) < 0)
             continue;
-        sock->nonblocking = nonblocking;
         sock->companions[sock->ncompanions++] = companion;
     }
     if (!sock->ncompanions)
         return false;
     learn_v6only(sock, fd);
-    common_take(sock);
-    sock->handed_on = true;
+    common_adopt(sock);
     sock->quiet = true;                /* perhaps; this program may have an io_uring */
     return true;
 }
 
 bool companion_pass(const struct sock *sock, bool on)
 {
-    bool all = sock->ncompanions > 0, nonblocking = common_is_nonblocking(sock);
+    bool all = sock->ncompanions > 0;
     for (int i = 0; i < sock->ncompanions; i++) {
         const struct companion *companion = &sock->companions[i];
-        all = all && companion->provider->wsp_pass &&
-              companion->provider->wsp_pass(companion->descriptor, on, nonblocking) == 0;
+        all = all && companion->provider->wsp_pass && companion->provider->wsp_pass(companion->descriptor, on) == 0;
     }
     return all;
 }

@@ -2,6 +2,7 @@
  * filled. Runs after fork, and in signal handlers, where a program may call _exit(). */
 #include "forward.h"
 #include "clock.h"
+#include "common.h"
 #include "companion.h"
 #include "lifecycle.h"
 #include "real.h"
@@ -89,7 +90,7 @@ bool forward_receive(int carrier, bool nonblocking, bool cloexec)
 /* Nobody else serves this companion, but others have the TCP listener. */
 static bool goes_on_elsewhere(const struct sock *sock)
 {
-    return sock->foreign && !sock->handed_on && sock->companion_forks == lifecycle_forks() && !sandbox_closed &&
+    return sock->foreign && !common_is_handed_on(sock) && sock->companion_forks == lifecycle_forks() && !sandbox_closed &&
            !lifecycle_borrowed() && getpid() == lifecycle_pid;
 }
 

@@ -419,7 +419,7 @@ static bool hand_on(int fd, struct sock *sock, void *context)
         next->starts = known ? what_starts(next->file, next->search, next->environment) : PLAIN;
     }
     if (next->starts == INTERPOSED && companion_pass(sock, true)) {
-        sock->handed_on = true;
+        common_hand_on(sock);
     } else if (next->starts != NOTHING) {
         companion_pass(sock, false);
         part(fd, sock);

@@ -708,8 +708,7 @@ static void unix_pass_on(wsp_descriptor descriptor)
     }
 }
 
-/* The beacon, which nobody reads, carries the program's view of O_NONBLOCK. */
-static int unix_pass(wsp_descriptor descriptor, bool on, bool nonblocking)
+static int unix_pass(wsp_descriptor descriptor, bool on)
 {
     const struct unix_companion *listener = from_descriptor(descriptor);
     int flags = on ? 0 : FD_CLOEXEC;
@@ -719,7 +718,7 @@ static int unix_pass(wsp_descriptor descriptor, bool on, bool nonblocking)
         real.fcntl(listener->beacon, F_SETFD, FD_CLOEXEC);
         return -EBADF;
     }
-    return on && real.fcntl(listener->beacon, F_SETFL, nonblocking ? O_NONBLOCK : 0) < 0 ? -errno : 0;
+    return 0;
 }
 
 static int socket_type(int fd)
@@ -744,8 +743,7 @@ static bool unix_passed(int fd)
            (socket_type(fd) == SOCK_DGRAM || listens(fd));
 }
 
-static int unix_take(int *fds, int count, int family, const struct endpoint *local, uintptr_t context, wsp_descriptor *out,
-                     bool *nonblocking)
+static int unix_take(int *fds, int count, int family, const struct endpoint *local, uintptr_t context, wsp_descriptor *out)
 {
     for (int i = 0; i < count; i++) {
         struct sockaddr_un name, other;
@@ -777,7 +775,6 @@ static int unix_take(int *fds, int count, int family, const struct endpoint *loc
         companion->family = family;
         companion->dual = kind == 'D';
         companion->local = *local;
-        *nonblocking = real.fcntl(companion->beacon, F_GETFL, 0) & O_NONBLOCK;
         *out = (wsp_descriptor)companion;
         fds[i] = fds[beacon] = -1;
         return 0;

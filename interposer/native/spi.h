@@ -72,14 +72,12 @@ struct san_provider {
 
     /* The kernel descriptor behind a companion: a listener's shows readiness, any shows its name space. */
     int (*wsp_poll_fd)(wsp_descriptor companion);
-    /* What another program gets of a listener. wsp_pass makes its descriptors inheritable, or close-on-exec again, and takes
-     * down for who inherits them whether the program's listener is non-blocking; -errno: they cannot be inherited.
-     * wsp_passed: is it such a descriptor? wsp_take makes a companion of those among `fds` that belong to a listener at
-     * `local`, and puts -1 in their place; -ENOENT: there are none. Only read and used where both are given. */
-    int (*wsp_pass)(wsp_descriptor listener, bool on, bool nonblocking);
+    /* What another program gets of a listener. wsp_pass makes its descriptors inheritable, or close-on-exec again; -errno: they
+     * cannot be inherited. wsp_passed: is it such a descriptor? wsp_take makes a companion of those among `fds` that belong
+     * to a listener at `local`, and puts -1 in their place; -ENOENT: there are none. Only read and used where both are given. */
+    int (*wsp_pass)(wsp_descriptor listener, bool on);
     bool (*wsp_passed)(int fd);
-    int (*wsp_take)(int *fds, int count, int family, const struct endpoint *local, uintptr_t context, wsp_descriptor *out,
-                    bool *nonblocking);
+    int (*wsp_take)(int *fds, int count, int family, const struct endpoint *local, uintptr_t context, wsp_descriptor *out);
     /* Native providers: hands the kernel descriptor of a connected companion over to the switch, gives the handle back
      * and forgets the companion. Others: -EOPNOTSUPP. */
     int (*wsp_detach)(wsp_descriptor companion);

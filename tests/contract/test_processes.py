@@ -117,6 +117,24 @@ def test_listener_flags_shared(world: World, way: str) -> None:
     world.proves(fd, accepted, server=child)
 
 
+@pytest.mark.parametrize("child_first", [False, True])
+def test_listener_flags_shared_after_exec(world: World, child_first: bool) -> None:
+    """T3, T4: O_NONBLOCK of a listener is everybody's who shares it, after one has become another program too."""
+    client, server = world.client, world.server
+    listener, address = world.listener(kind=socket.SOCK_NONBLOCK)
+    child = server.fork("child")
+    heir = server.exec("heir")
+    setter, other = (child, heir) if child_first else (heir, child)
+    assert setter.fcntl(listener, F_SETFL, 0) == 0
+    assert [actor.fcntl(listener, F_GETFL) for actor in (setter, other)] == [os.O_RDWR] * 2
+    assert other.ioctl(listener, FIONBIO, 1)[0] == 0
+    assert [actor.fcntl(listener, F_GETFL) for actor in (setter, other)] == [os.O_RDWR | os.O_NONBLOCK] * 2
+    assert [actor.accept(listener) for actor in (setter, other)] == ["EAGAIN"] * 2
+    fd = client.socket()
+    client.connect(fd, address)
+    world.proves(fd, heir.accept(listener)[0], server=heir)
+
+
 @pytest.mark.parametrize("waits", [False, True])
 @pytest.mark.parametrize("how", [socket.SHUT_RD, socket.SHUT_RDWR])
 def test_listener_shut_elsewhere(world: World, how: int, waits: bool) -> None:
