@@ -51,6 +51,9 @@ void name_port(const char *name, int port)
         place++;
     if (place == 64 || port <= 0)
         fail_case("no port to name");
+    for (int i = 0; i < nports; i++)
+        if (ports[i].port == port && strcmp(ports[i].name, "client") == 0)
+            ports[i].port = INT_MAX;   /* of a connection that is over */
     ports[place] = (struct port_name){name, port};
     nports += place == nports;
 }

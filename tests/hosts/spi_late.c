@@ -1,5 +1,6 @@
 /* Connects that a provider completes later: S17, S18, S20, and how they are given up. */
 #include "spi_host.h"
+#include <limits.h>
 #include <sys/ioctl.h>
 #include <sys/uio.h>
 
@@ -649,6 +650,8 @@ TWIN(late_results, "a",
                 snprintf(text, sizeof text, SETS_UP "a.complete a1 %s\n%s a1\n a.unhandle a1",
                          error ? strerrorname_np(error) : "0", error ? "a.close" : "a.detach");
                 called(text);
+                if (error)             /* nobody's from here on, but TCP's own choice may be the same */
+                    name_port("client", INT_MAX);
                 int server = app_accept(listener);
                 served_by(server, error ? 't' : 'a');
                 talk(client, server);
