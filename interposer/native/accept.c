@@ -1,5 +1,6 @@
 /* accept() on listeners that several providers and TCP serve: who has a connection, whose turn it is, and the wait for one.
  * Owns the turn of this process's threads at listeners that may block. Runs after fork. */
+#include "cleanup.h"
 #include "clock.h"
 #include "common.h"
 #include "companion.h"
@@ -10,13 +11,8 @@
 #include "reasons.h"
 #include "stats.h"
 #include <fcntl.h>
-#include <pthread.h>
 #include <signal.h>
 #include <sys/epoll.h>
-
-/* Of pthread_cleanup_push. musl's loader knows no such names, and would not start a program that was to preload us. */
-#pragma weak __pthread_register_cancel
-#pragma weak __pthread_unregister_cancel
 
 #define SAME_SIDE_IN_A_ROW 8           /* connections from one side of a listener before the other is asked first */
 #define TURNED_AWAY_IN_A_ROW 16

@@ -6,6 +6,7 @@
 #include "companion.h"
 #include "lifecycle.h"
 #include "options.h"
+#include "polling.h"
 #include "real.h"
 #include "switch.h"
 #include <errno.h>
@@ -198,12 +199,14 @@ int connecting_wait(struct sock **held, int fd, int option)
                            ? clock_ms() + limit.tv_sec * 1000 + (limit.tv_usec + 999) / 1000 : -1;
     while (connecting_goes_on(sock)) {
         /* The placeholder is never writable, and hangs up when it goes; what takes its place is, or fails. */
-        struct pollfd look = {fd, POLLOUT, 0};
-        int64_t left = deadline < 0 ? -1 : deadline - clock_ms();
-        if (deadline >= 0 && left <= 0)
+        int64_t left = deadline < 0 ? LOOK_AGAIN_MS : deadline - clock_ms();
+        if (left <= 0)
             return -EINPROGRESS;
+        left = left < LOOK_AGAIN_MS ? left : LOOK_AGAIN_MS;
+        struct timespec moment = {left / 1000, left % 1000 * 1000000};
+        struct pollfd look = polling_copy(&(struct pollfd){fd, POLLOUT, 0});
         sock_put(sock);
-        int count = real.poll(&look, 1, left < 0 || left > LOOK_AGAIN_MS ? LOOK_AGAIN_MS : (int)left), error = errno;
+        int count = polling_sleep(&look, 1, &moment, NULL), error = errno;
         *held = fdtable_get(fd);
         if (*held && (*held != sock || atomic_load(&sock->item.generation) != generation)) {
             sock_put(*held);

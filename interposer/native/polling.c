@@ -1,5 +1,6 @@
 /* Owns nothing but the size of the descriptor table that select() would see. No lock is held while waiting. */
 #include "polling.h"
+#include "cleanup.h"
 #include "clock.h"
 #include "common.h"
 #include "companion.h"
@@ -44,18 +45,59 @@ static int past_hang_up(struct sock *sock, const struct pollfd *entry)
     return only_hangs_up(sock, entry) ? private : entry->fd;
 }
 
-/* Who waits in the place of a descriptor: a private epoll of a listener, or of a connection that hung up, or nobody; else
- * itself. */
-static int stand_in(const struct pollfd *entry)
+#define COPIED 0x1000                  /* an event that no file shows */
+
+struct pollfd polling_copy(const struct pollfd *entry)
+{
+    struct pollfd copy = {hidden_dup(entry->fd), entry->events | COPIED, 0};
+    return copy.fd < 0 ? *entry : copy;
+}
+
+struct copies {
+    struct pollfd *fds;
+    nfds_t count;
+};
+
+/* One that the program has closed by an instruction of its own may be another's by now. */
+static void close_copies(void *argument)
+{
+    struct copies *copies = argument;
+    for (nfds_t i = 0; i < copies->count; i++)
+        if (copies->fds[i].events & COPIED && !(copies->fds[i].revents & POLLNVAL))
+            hidden_close(copies->fds[i].fd);
+}
+
+static int sleep_on_copies(struct copies copies, const struct timespec *timeout, const sigset_t *mask)
+{
+    int result;
+    pthread_cleanup_push(close_copies, &copies);
+    result = real.ppoll(copies.fds, copies.count, timeout, mask);
+    pthread_cleanup_pop(1);
+    return result;
+}
+
+int polling_sleep(struct pollfd *fds, nfds_t count, const struct timespec *timeout, const sigset_t *mask)
+{
+    for (nfds_t i = 0; i < count; i++)
+        if (fds[i].events & COPIED)
+            return sleep_on_copies((struct copies){fds, count}, timeout, mask);
+    return real.ppoll(fds, count, timeout, mask);
+}
+
+/* Who waits in the place of a descriptor: a private epoll of a listener, or of a connection that hung up, or nobody; a copy
+ * of one that is connecting; else itself. */
+static struct pollfd stand_in(const struct pollfd *entry)
 {
     struct sock *sock = fdtable_peek(entry->fd);
     enum sock_phase phase = sock ? sock_phase(sock) : SOCK_FREE;
+    struct pollfd other = *entry;
+    if (phase == SOCK_CONNECTING)
+        return polling_copy(entry);
     if (phase != SOCK_LISTENING && phase != SOCK_INHERITED && (phase != SOCK_CONNECTED || entry->events & WITH_HANG_UP))
-        return entry->fd;
+        return *entry;
     sock = fdtable_get(entry->fd);
     if (!sock)
-        return entry->fd;
-    int via = entry->fd;
+        return *entry;
     switch_serve(sock, entry->fd);
     if (sock_phase(sock) == SOCK_LISTENING && !companion_is_alone(sock))
         companion_ask(sock, entry->fd);
@@ -63,12 +105,15 @@ static int stand_in(const struct pollfd *entry)
         companion_serve(sock, entry->fd);
     if (sock_phase(sock) == SOCK_LISTENING) {
         int private = private_epoll(sock, entry->fd);
-        via = private < 0 ? entry->fd : private;
+        if (private >= 0)
+            other = (struct pollfd){private, entry->events & (POLLIN | POLLRDNORM), 0};
     } else if (sock_phase(sock) == SOCK_CONNECTED) {
-        via = past_hang_up(sock, entry);
+        other.fd = past_hang_up(sock, entry);
+        if (other.fd != entry->fd)
+            other.events = POLLIN;
     }
     sock_put(sock);
-    return via;
+    return other;
 }
 
 static bool is_listener(int fd)
@@ -210,17 +255,13 @@ static int poll_with_help(struct pollfd *fds, nfds_t count, const struct timespe
         bool some = false;
         nfds_t asked = count;
         for (nfds_t i = 0; i < count; i++) {
-            int via = stand_in(&fds[i]);
-            copy[i] = fds[i];
-            copy[i].fd = via;
-            if (via != fds[i].fd)
-                copy[i].events = is_listener(fds[i].fd) ? fds[i].events & (POLLIN | POLLRDNORM) : POLLIN;
-            else if (asked + PROVIDERS_MAX <= room)
+            copy[i] = stand_in(&fds[i]);
+            if (copy[i].fd == fds[i].fd && asked + PROVIDERS_MAX <= room)
                 asked += ask_companions(fds[i].fd, &copy[asked]);
             some |= shown(&fds[i], fds[i].fd, 0) != 0;
         }
         errno = before;
-        result = real.ppoll(copy, asked, some ? &at_once : timeout ? &left : NULL, mask);
+        result = polling_sleep(copy, asked, some ? &at_once : timeout ? &left : NULL, mask);
         saved = errno;
         ready = 0;
         for (nfds_t i = 0; (result >= 0 || saved == EINTR) && i < count; i++) {

@@ -13,4 +13,10 @@ bool polling_selects(int count, const fd_set *in, const fd_set *out, const fd_se
  * has places, however large an fd_set is. For counts above FD_SETSIZE. */
 int polling_select_bound(int count);
 void polling_high_number(void);        /* the program has chosen a number above FD_SETSIZE */
+
+/* The kernel sleeps on the files that it begins with: of a descriptor whose file may be exchanged a copy is to stand in the
+ * call, if there is a number left, and what wakes it is to be looked up again. polling_sleep() closes copies, too where the
+ * thread is cancelled. */
+struct pollfd polling_copy(const struct pollfd *entry);
+int polling_sleep(struct pollfd *fds, nfds_t count, const struct timespec *timeout, const sigset_t *mask);
 #endif

@@ -1,5 +1,6 @@
 /* Connects that a provider completes later: S17, S18, S20, and how they are given up. */
 #include "spi_host.h"
+#include "clock.h"
 #include <limits.h>
 #include <sys/ioctl.h>
 #include <sys/uio.h>
@@ -587,6 +588,31 @@ CASE(late_seen_at_once, "a", "S17, S18: as soon as the descriptor shows the end,
         app_close(client);
     }
     app_close(listener);
+    nothing_left();
+}
+
+CASE(late_and_tcp_slow, "a", "S17, T2: who sleeps on a connect whose provider gives up is woken when TCP's has ended, however late")
+{
+    int (*sleepers[])(struct thread *) = {blocking_poll, blocking_select, blocking_connect}, results[] = {POLLOUT, 101, 0};
+    orders[A].completion = WHEN_TOLD;
+    for (size_t by = 0; by < sizeof sleepers / sizeof *sleepers; by++) {
+        struct thread thread = {0};
+        int listener = tcp_server(LOOPBACK, &thread.port);
+        check(real.listen(listener, 0) == 0);
+        int filler = tcp_client(LOOPBACK, thread.port);
+        int client = app_socket(AF_INET, SOCK_STREAM | (by == 2 ? 0 : NONBLOCK));
+        if (by != 2)
+            check(app_connect(client, LOOPBACK, thread.port) == -1 && errno == EINPROGRESS);
+        int64_t begun = clock_ms();
+        start(&thread, sleepers[by], client);
+        check(blocks(&thread) && complete(A, companions_made(A), ENOENT) == 0 && blocks(&thread));
+        check(real.listen(listener, 64) == 0);   /* what asks again in a second is let in */
+        check(finish(&thread) == results[by] && clock_ms() - begun < SOON - 500);   /* woken, not timed out */
+        served_by(client, 't');
+        app_close(client);
+        real.close(filler);
+        real.close(listener);
+    }
     nothing_left();
 }
 
