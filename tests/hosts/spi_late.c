@@ -616,6 +616,26 @@ CASE(late_and_tcp_slow, "a", "S17, T2: who sleeps on a connect whose provider gi
     nothing_left();
 }
 
+TWIN(late_sleeper_cancelled, "a", "S17, T9: a thread is cancelled in poll() or connect() while the connect is in progress: nothing is left")
+{
+    int (*sleepers[])(struct thread *) = {blocking_poll, blocking_select, blocking_connect};
+    for (size_t by = 0; by < sizeof sleepers / sizeof *sleepers; by++) {
+        struct slow slow = slow_server();
+        struct thread thread = {.port = slow.port};
+        int client = by == 2 ? app_socket(AF_INET, SOCK_STREAM) : pending(&slow, NONBLOCK);
+        start(&thread, sleepers[by], client);
+        void *result;
+        check(blocks(&thread) && pthread_cancel(thread.thread) == 0 && pthread_join(thread.thread, &result) == 0);
+        say("%s", result == PTHREAD_CANCELED ? "cancelled" : "returned");
+        let_in(&slow);
+        app_poll(client, POLLOUT, SOON);
+        app_close(slow_accept(&slow));
+        app_close(client);
+        close_slow(&slow);
+    }
+    nothing_left();
+}
+
 /* --- what a failure leads to --- */
 
 static const enum completion ways[] = {WHEN_TOLD, BY_THREAD, BEFORE_RETURN, BEFORE_RETURN_BY_THREAD};
