@@ -413,8 +413,9 @@ int hook_pselect(int count, fd_set *in, fd_set *out, fd_set *except, const struc
 int hook_epoll_ctl(int epfd, int operation, int fd, struct epoll_event *event)
 {
     struct sock *sock = fdtable_peek(fd);
-    if (sock && sock_phase(sock) == SOCK_CONNECTED && operation != EPOLL_CTL_DEL)
-        atomic_store_explicit(&sock->in_epoll, true, memory_order_relaxed);
+    if (sock && sock_phase(sock) == SOCK_CONNECTED && operation != EPOLL_CTL_DEL &&
+        !atomic_load_explicit(&sock->in_epoll, memory_order_relaxed))
+        switch_watched(sock, fd);
     if (!sock && operation != EPOLL_CTL_ADD)
         return real.epoll_ctl(epfd, operation, fd, event);
     if (!sock) {

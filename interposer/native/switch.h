@@ -33,6 +33,8 @@ bool switch_restarts(void);
 /* Writes the row of a decided socket where sanctl looks. */
 void switch_publish(int fd, const struct sock *sock);
 int switch_shutdown(int fd, int how);
+/* A connection is about to be registered with an epoll. */
+void switch_watched(struct sock *sock, int fd);
 int switch_close(int fd);
 int switch_close_range(unsigned first, unsigned last, int flags);
 /* dup(), or fcntl() with F_DUPFD and its kin. */

@@ -63,7 +63,7 @@ def test_shutdown_read(world: World) -> None:
     client.poll([(fd, ALL)], 0)
 
 
-@pytest.mark.parametrize("waits", ["recv", "read", "poll", "select", "epoll", "no one"])
+@pytest.mark.parametrize("waits", ["recv", "read", "poll", "select", "epoll", "no one", "epoll later"])
 def test_shutdown_read_is_seen(world: World, waits: str) -> None:
     """T9, T2: SHUT_RD in one thread wakes another's recv or poll, and shows in an epoll; the peer may go on
     sending, and is not told."""
@@ -80,11 +80,14 @@ def test_shutdown_read_is_seen(world: World, waits: str) -> None:
         "select": lambda: worker.start_select(accepted + 1, [accepted], timeout=5.0),
         "epoll": lambda: worker.start_epoll_wait(epfd, 5000),
         "no one": lambda: None,
+        "epoll later": lambda: None,
     }[waits]()
     assert not pending or pending.blocks()
     assert server.shutdown(accepted, socket.SHUT_RD) == 0
     if pending:
         pending.result(2)
+    if waits == "epoll later":
+        assert server.epoll_ctl(epfd, 1, accepted, select.EPOLLIN | select.EPOLLRDHUP) == 0
     server.epoll_wait(epfd, 0)
     assert server.recv(accepted, 5) == b""
     assert server.send(accepted, b"still") == 5
