@@ -678,8 +678,8 @@ class Programs(RuleBasedStateMachine):
             description.informed.setdefault(V6ONLY, others)   # what bind() made it
             for names in description.informed.values():
                 names.discard(process.name)
-        for fd in sorted(process.cloexec):
-            self.told(self.model.remove(process, fd))
+        closed = [end for fd in sorted(process.cloexec) for end in self.model.remove(process, fd)]
+        self.told([end for end in closed if not end.gone])
 
 
 def odd(description: Description) -> bool:
