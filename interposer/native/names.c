@@ -1,6 +1,7 @@
 /* Owns nothing. Runs after fork. */
 #include "names.h"
 #include "clock.h"
+#include "common.h"
 #include "connecting.h"
 #include "decide.h"
 #include "handover.h"
@@ -21,10 +22,11 @@ int names_tell(const struct endpoint *ep, int family, struct sockaddr *address, 
     return 0;
 }
 
-bool names_is_over(const struct sock *sock, int fd, bool *ended)
+bool names_is_over(struct sock *sock, int fd, bool *ended)
 {
     struct pollfd look = {fd, POLLRDHUP, 0};
     *ended = false;
+    common_recall(sock, fd);
     if (sock->over)
         return true;
     int saved = errno, count = real.poll(&look, 1, 0);

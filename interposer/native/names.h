@@ -7,5 +7,5 @@
 int names_tell(const struct endpoint *ep, int family, struct sockaddr *address, socklen_t *length);
 /* The peer has closed after the program's own SHUT_WR, or has reset: TCP would not know it any more. *ended: has the peer
  * ended its sending, as far as the kernel tells? */
-bool names_is_over(const struct sock *sock, int fd, bool *ended);
+bool names_is_over(struct sock *sock, int fd, bool *ended);
 #endif

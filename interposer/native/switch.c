@@ -186,7 +186,6 @@ int switch_shutdown(int fd, int how)
         errno = saved;                 /* as TCP does in SYN_SENT */
     } else if (sock_phase(sock) == SOCK_CONNECTED) {
         bool ended;
-        common_recall(sock, fd);
         if (names_is_over(sock, fd, &ended)) {
             result = fail(ENOTCONN);
         } else if (how == SHUT_RD && !sock->shut_write) {

@@ -226,6 +226,19 @@ def test_shutdown_in_child(world: World) -> None:
     assert client.recv(fd, 10) == b"back"
 
 
+def test_over_by_shutdown_elsewhere(world: World) -> None:
+    """T4, T9: the peer has closed, and another process ends the other direction: nobody is connected any more."""
+    client, server = world.client, world.server
+    fd, accepted = world.pair()
+    child = client.fork("child")
+    server.close(accepted)
+    assert client.recv(fd, 5) == b""
+    assert child.getpeername(fd) == client.getpeername(fd)
+    client.shutdown(fd, socket.SHUT_WR)
+    assert child.getpeername(fd) == "ENOTCONN"
+    assert child.shutdown(fd, socket.SHUT_RDWR) == "ENOTCONN"
+
+
 def test_child_connects(world: World) -> None:
     """T4: a socket made before a fork and connected after it works, in parent and child."""
     world.tcp_only()
