@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from statistics import median
 
 import pytest
 from puppet import build, plain_environment, switched_environment
@@ -74,16 +75,17 @@ def herd(mode: str, at_once: int, san: bool) -> Seen:
 @pytest.mark.parametrize("mode", ONE_WAKES + ALL_WAKE)
 def test_switches(mode: str) -> None:
     """T2: with eight workers on one listener, context switches for each connection stay within 1.5 times TCP's;
-    where TCP wakes one, nobody is woken in vain. Other work on this machine may disturb either: the quietest of a few
-    runs counts."""
-    tcp = san = herd(mode, 1, san=False)
-    for attempt in range(TRIES):
-        seen = herd(mode, 1, san=True)
-        san = seen if not attempt or seen.switches < san.switches else san
-        if san.switches <= 1.5 * tcp.switches and (mode in ALL_WAKE or san.vain <= 0.1):
+    where TCP wakes one, nobody is woken in vain. Other work on this machine adds to the switches where one is woken:
+    the quietest of a few runs counts. Where all are it may take most of them away, so that the median counts."""
+    count = median if mode in ALL_WAKE else min
+    tcp: list[Seen] = []
+    san: list[Seen] = []
+    for _ in range(TRIES):
+        tcp.append(herd(mode, 1, san=False))
+        san.append(herd(mode, 1, san=True))
+        few = count(each.switches for each in san) <= 1.5 * count(each.switches for each in tcp)
+        if few and (mode in ALL_WAKE or min(each.vain for each in san) <= 0.1):
             return
-        seen = herd(mode, 1, san=False)
-        tcp = seen if seen.switches < tcp.switches else tcp
     pytest.fail(f"{mode}: {san} on the SAN, {tcp} on TCP")
 
 
