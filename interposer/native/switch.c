@@ -164,12 +164,12 @@ void switch_serve(struct sock *sock, int fd)
 
 /* --- shutdown, close, dup, fcntl --- */
 
-/* The kernel is told of a SHUT_RD where it has to be seen. */
+/* The kernel is told of a SHUT_RD where it has to be seen, but by no call that a sandbox may forbid. */
 void switch_watched(struct sock *sock, int fd)
 {
     int saved = errno;
     atomic_store(&sock->in_epoll, true);
-    if (atomic_load(&sock->slow) & SLOW_SHUT_READ && real.shutdown(fd, SHUT_RD) < 0)
+    if (atomic_load(&sock->slow) & SLOW_SHUT_READ && !sandbox_closed && real.shutdown(fd, SHUT_RD) < 0)
         errno = saved;
 }
 

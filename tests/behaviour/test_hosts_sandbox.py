@@ -46,6 +46,14 @@ def test_connection_from_before_the_sandbox(lab: Lab, how: str, kind: str) -> No
     assert outcome.carried == ["unix"]
 
 
+@pytest.mark.parametrize("how", ["kill", "errno"])
+def test_epoll_in_a_sandbox(lab: Lab, how: str) -> None:
+    """X8, T2: a connection whose reading side was shut before is registered with an epoll by that call alone."""
+    lives_without_us(lab, "watched", how)
+    outcome = lab.run("plain", sandbox(), lab.port, "watched", how)
+    assert (outcome.letter, outcome.carried) == ("U", ["unix"]), outcome
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("how", ["kill", "errno"])
 def test_fork_in_a_sandbox(lab: Lab, how: str, kind: str) -> None:

@@ -1,6 +1,7 @@
 /* awkward_sandbox PORT WHAT HOW: confines itself to the system calls that a plain TCP program makes, so that anything
  * else would be noticed. WHAT: client (connects afterwards), connected (connects before), server (listens and accepts
- * afterwards), listening (listens before and accepts afterwards), accepted (accepts before); a server prints its port; forked (connects before, and a child reads).
+ * afterwards), listening (listens before and accepts afterwards), accepted (accepts before); a server prints its port; forked (connects before, and a child
+ * reads); watched (connects and shuts its reading side before, and registers it with an epoll).
  * HOW: what befalls any other call: kill, errno (EPERM), trap (SIGSYS, with a handler that exits with 31); or strict, the
  * kernel's own mode of read, write and _exit; or syscall, as kill but installed through syscall(); or open, which allows
  * everything, and audit, which logs it; or exact, which kills, and allows beside a TCP program's
@@ -12,6 +13,7 @@
 #include <linux/seccomp.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <sys/epoll.h>
 #include <sys/prctl.h>
 
 static void on_sigsys(int number)
@@ -51,6 +53,8 @@ static void make_filter(const char *what, const char *how)
     add((struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)));
     for (size_t i = 0; i < sizeof own / sizeof *own; i++)
         allow(own[i]);
+    if (!strcmp(what, "watched"))
+        allow(SYS_epoll_ctl);
     for (size_t i = 0; forks && i < sizeof of_fork / sizeof *of_fork; i++)
         allow(of_fork[i]);
     for (size_t i = 0; exact && i < sizeof needed / sizeof *needed; i++)
@@ -104,6 +108,16 @@ int main(int argc, char **argv)
         confine(what, how);
         letter = letter_from(fd);
         leave(how, letter == letter_from(fd) ? 'X' : letter);
+    }
+    if (!strcmp(what, "watched")) {
+        struct epoll_event event = {.events = EPOLLIN};
+        int epfd = epoll_create1(0);
+        fd = connect_to(INADDR_LOOPBACK, port);
+        letter = letter_from(fd);
+        if (epfd < 0 || shutdown(fd, SHUT_RD) < 0)
+            return 97;
+        confine(what, how);
+        leave(how, epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &event) < 0 ? 96 : letter);
     }
     if (!strcmp(what, "forked")) {
         int status;
