@@ -163,10 +163,9 @@ void common_adopt(struct sock *sock)
 
 bool common_is_nonblocking(const struct sock *sock)
 {
-    uint32_t own = sock->nonblocking ? COMMON_NONBLOCKING : 0;
     if (common_is_handed_on(sock) && sock->ncompanions && !sandbox_closed)
         return told(sock, 0) & TOLD_NONBLOCKING;
-    return word_of(sock, own) & COMMON_NONBLOCKING;
+    return word_of(sock, sock->nonblocking ? COMMON_NONBLOCKING : 0) & COMMON_NONBLOCKING;
 }
 
 void common_set_nonblocking(struct sock *sock, bool on)

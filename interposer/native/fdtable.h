@@ -67,7 +67,7 @@ struct sock {
     bool foreign;                      /* another program has it too, perhaps: its O_NONBLOCK is not ours alone */
     _Atomic bool announce;             /* connect() has yet to say 0 once */
     bool nonblocking;                  /* a listener: the program's view of O_NONBLOCK, where no other process shares it */
-    _Atomic uint32_t common;           /* a listener: the number of its word on the page of companion.c; 0: none */
+    _Atomic uint32_t common;           /* a listener: the number of its word on the page of common.c; 0: none */
     _Atomic bool quiet;                /* a listener: no client finds its companions before the program waits for one */
     _Atomic bool options_late;         /* set since connect(): while it is in progress the provider has the companion */
     bool options_lost, registrations_lost, strict, v6only;

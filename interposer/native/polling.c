@@ -18,6 +18,7 @@
 
 #define LONG_WAIT_S 1000000000l
 #define MANY 1024                      /* descriptors in one call */
+#define COPIED 0x1000                  /* an event that no file shows: of a polling_copy() */
 /* What the hang-up of an AF_UNIX socket never comes without. */
 #define WITH_HANG_UP (POLLIN | POLLRDNORM | POLLRDHUP | POLLOUT | POLLWRNORM | POLLWRBAND)
 
@@ -45,11 +46,9 @@ static int past_hang_up(struct sock *sock, const struct pollfd *entry)
     return only_hangs_up(sock, entry) ? private : entry->fd;
 }
 
-#define COPIED 0x1000                  /* an event that no file shows */
-
 struct pollfd polling_copy(const struct pollfd *entry)
 {
-    struct pollfd copy = {hidden_dup(entry->fd), entry->events | COPIED, 0};
+    struct pollfd copy = {sandbox_closed ? -1 : hidden_dup(entry->fd), entry->events | COPIED, 0};
     return copy.fd < 0 ? *entry : copy;
 }
 
