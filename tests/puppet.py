@@ -116,6 +116,11 @@ class Entry:
         return replace(self, given=given, seen=seen)
 
 
+class Coincidence(Exception):
+    """A socket of one world got a port that another one has too, or had: the record cannot tell them apart, and the
+    same things have other names in the other worlds. Ports are random: it will not happen again."""
+
+
 @dataclass
 class Record:
     """Observations in order."""

@@ -8,16 +8,11 @@ from collections.abc import Iterator
 
 import pytest
 from differences import compare
-from puppet import Record
+from puppet import Coincidence, Record
 from world import ORACLE, PAIRINGS, Pairing, World
 
 _oracles: dict[str, Record] = {}
 ATTEMPTS = 3
-
-
-class Coincidence(Exception):
-    """One of two worlds was given a port that it had had before, so that the same things have other names there. Ports
-    are random: it will not happen again."""
 
 
 @pytest.fixture(params=PAIRINGS, ids=lambda pairing: pairing.name)

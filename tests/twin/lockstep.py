@@ -32,7 +32,7 @@ from typing import Any
 
 import puppet
 from differences import judge
-from puppet import Actor, Buffer, Pending
+from puppet import Actor, Buffer, Coincidence, Pending
 from world import ORACLE, PAIRINGS, Pairing, World
 
 ARRIVAL = 1500
@@ -101,11 +101,6 @@ class Difference(AssertionError):
 
 class OracleFailed(Exception):
     """The program does not do on TCP what its author thought: no fault of the switch."""
-
-
-class Coincidence(Exception):
-    """A socket got a port that another one of the program has too, at another address: the record could not tell them
-    apart."""
 
 
 class Twin:

@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from lockstep import Coincidence, Difference, Fill, Lockstep, OracleFailed, Step
+from lockstep import Difference, Fill, Lockstep, OracleFailed, Step
 from model import RDHUP, V6ONLY, Description, End, Model, Process
+from puppet import Coincidence
 
 DONTWAIT, PEEK, WAITALL, TRUNC, NOSIGNAL = (
     socket.MSG_DONTWAIT,

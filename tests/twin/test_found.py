@@ -64,6 +64,26 @@ FOUND = {
         server.select(4, [3], [3], [3])
         server.poll([(3, 8197)], 0, 'poll')
     """,
+    "T2, D1: a hang-up in an epoll that was asked for other events under a copy of its number": """
+        server.socket(2, 1, 0)
+        server.bind(3, ('127.0.0.1', 0))
+        server.listen(3, 8)
+        server.learn(3, 'p1')
+        client.socket(2, 1, 0)
+        client.connect(3, ('127.0.0.1', 'p1'))
+        client.arrives(3, 0, 4)
+        client.queued(3, 'server', 3)
+        server.accept(3)
+        server.taken(4, 'p1')
+        server.arrives(4, 0, 0)
+        server.epoll_create()
+        server.epoll_ctl(5, 1, 4, 1)
+        server.dup2(5, 6)
+        server.epoll_ctl(6, 3, 4, 4)
+        client.close(3)
+        server.arrives(4, 0, 8192)
+        server.epoll_wait(5, 0)
+    """,
     "T12: shutdown() of a listener with a wrong word": """
         client.socket(2, 1, 0)
         client.listen(3, 8)
