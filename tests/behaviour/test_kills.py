@@ -28,8 +28,8 @@ def drain(actor: Actor, fd: int) -> str:
 
 
 def second_write(world: World, actor: Actor, fd: int) -> str:
-    """How the second write is refused. The kernel's TCP now and then loses a write that meets the delayed acknowledgement
-    of the peer's end (26 of 43,840), and refuses only when it has sent that again, 0.2 s later."""
+    """How the second write is refused. The kernel's TCP now and then loses a write that meets the delayed ACK of
+    the peer's end (26 of 43,840), and refuses only when it has sent that again, 0.2 s later."""
     actor.send(fd, b"x", socket.MSG_NOSIGNAL)
     got = actor.send(fd, b"x", socket.MSG_NOSIGNAL)
     end = time.monotonic() + WAIT
