@@ -18,27 +18,38 @@ enum { COMMON_WAITED = 1, COMMON_ACCEPTED = 2, COMMON_NONBLOCKING = 4, COMMON_SH
 
 static _Atomic(_Atomic uint64_t *) words;
 
-/* A word of every socket that only TCP and UDP use: -1 in one of AF_UNIX, unless it was marked. */
-#define MARKED 0x53414e00u
+/* A word of every socket that only TCP and UDP use: all ones in one of AF_UNIX, unless something is kept there. */
+static unsigned kept(int fd)
+{
+    unsigned word = ~0u;
+    int saved = errno;
+    socklen_t length = sizeof word;
+    if (!sandbox_closed && real.getsockopt(fd, SOL_SOCKET, SO_INCOMING_CPU, &word, &length) < 0)
+        errno = saved;
+    return word;
+}
+
+static void keep(int fd, unsigned word)
+{
+    int saved = errno;
+    if (!sandbox_closed && real.setsockopt(fd, SOL_SOCKET, SO_INCOMING_CPU, &word, sizeof word) < 0)
+        errno = saved;
+}
+
+#define MARKED 0x53414e00u             /* in a connection's word, above its marks */
 #define MARKS 0xffu
 
 unsigned common_marks(int fd)
 {
-    int word = -1, saved = errno;
-    socklen_t length = sizeof word;
-    if (!sandbox_closed && real.getsockopt(fd, SOL_SOCKET, SO_INCOMING_CPU, &word, &length) < 0)
-        errno = saved;
-    return ((unsigned)word & ~MARKS) == MARKED ? (unsigned)word & MARKS : 0;
+    unsigned word = kept(fd);
+    return (word & ~MARKS) == MARKED ? word & MARKS : 0;
 }
 
 void common_mark(int fd, unsigned marks)
 {
-    int saved = errno;
     unsigned before = common_marks(fd);
-    int word = (int)(MARKED | before | marks);
-    if (!sandbox_closed && (before | marks) != before &&
-        real.setsockopt(fd, SOL_SOCKET, SO_INCOMING_CPU, &word, sizeof word) < 0)
-        errno = saved;
+    if ((before | marks) != before)
+        keep(fd, MARKED | before | marks);
 }
 
 void common_recall(struct sock *sock, int fd)
@@ -116,28 +127,20 @@ void common_take(struct sock *sock)
     common_set_nonblocking(sock, sock->nonblocking);
 }
 
-/* The kernel keeps a word for every program that has the companions: who accepts, or is about to become another program. */
+/* In a listener's word, for every program that has its companions: who accepts, or is about to become another program. */
 #define TOLD 0x4c000000u
 enum { TOLD_PID = (1 << 23) - 1, TOLD_NONBLOCKING = 1 << 23, TOLD_GOES = 1 << 24 };
 
 static unsigned told(const struct sock *sock, int index)
 {
-    unsigned word = 0;
-    int saved = errno;
-    socklen_t length = sizeof word;
-    if (!sandbox_closed && real.getsockopt(companion_poll_fd(sock, index), SOL_SOCKET, SO_INCOMING_CPU, &word, &length) < 0)
-        errno = saved;
+    unsigned word = kept(companion_poll_fd(sock, index));
     return word >> 25 == TOLD >> 25 ? word & ~TOLD : 0;
 }
 
 static void tell_programs(const struct sock *sock, unsigned clear, unsigned set)
 {
-    int saved = errno;
-    for (int i = 0; i < sock->ncompanions && !sandbox_closed; i++) {
-        unsigned word = TOLD | (told(sock, i) & ~clear) | set;
-        real.setsockopt(companion_poll_fd(sock, i), SOL_SOCKET, SO_INCOMING_CPU, &word, sizeof word);
-    }
-    errno = saved;
+    for (int i = 0; i < sock->ncompanions; i++)
+        keep(companion_poll_fd(sock, i), TOLD | (told(sock, i) & ~clear) | set);
 }
 
 bool common_is_handed_on(const struct sock *sock)
